@@ -1,0 +1,154 @@
+"""The command line. Exit status 0: what was asked for is there; 1: `check` found damage;
+2: a mistake that the message tells how to mend; 130: interrupted."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sentisynth import __version__
+from sentisynth.config.load import load_config, recipe_names
+from sentisynth.errors import SentisynthError
+
+_EPILOG = """\
+RECIPE is a built-in name (see `sentisynth recipes`) or a YAML file. Any key of it can be set:
+    sentisynth run quickstart synthesis.n_per_class=500 distil.alpha=0.5
+The same command again does nothing that is done, and goes on where it was interrupted.
+"""
+_STAGE_HELP = {
+    "run": "the whole pipeline: teacher, generator, synthesis, dataset, student, evaluation",
+    "teacher": "stage A: fine-tune the teacher on the seed rows",
+    "generator": "stage B: fine-tune the generator on the seed rows",
+    "synthesize": "stages C and D: generate and verify until the quota is there, select the dataset",
+    "distil": "stage E: train the student with and without the synthetic rows",
+    "evaluate": "metrics.json and report.html from what is there",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    arguments = _parse(argv)
+    try:
+        return int(arguments.command(arguments))
+    except SentisynthError as error:
+        print(f"sentisynth: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sentisynth: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parsed arguments; argparse leaves a key=value that follows an option, it is put back."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    unknown = [a for a in rest if a.startswith("-") or not hasattr(arguments, "overrides")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sentisynth",
+        description="A few labelled texts in, a small, fast, accurate text classifier out.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sentisynth {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    recipes = commands.add_parser("recipes", help="built-in recipes, one line each")
+    recipes.set_defaults(command=_recipes)
+    for name, text in _STAGE_HELP.items():
+        stage = _recipe_command(commands, name, text)
+        stage.add_argument(
+            "--overwrite", action="store_true", help="replace stages that were made otherwise"
+        )
+        stage.set_defaults(command=_stage, stage=name)
+    preview = _recipe_command(
+        commands, "preview", "a few candidates with the teacher's verdicts; nothing is written"
+    )
+    preview.add_argument("-n", type=_positive, default=20, help="candidates (default 20)")
+    preview.set_defaults(command=_preview)
+    for name, text, command in (
+        ("check", "verify checksums, ledger and splits of a run", _check),
+        ("report", "write DIR/report.html anew from DIR", _report),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("directory", metavar="DIR", type=Path, help="a run directory")
+        sub.set_defaults(command=command)
+    return parser
+
+
+def _recipe_command(commands: argparse._SubParsersAction, name: str, text: str):  # type: ignore[no-untyped-def,type-arg]
+    sub = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    sub.add_argument("recipe", metavar="RECIPE", help="a built-in recipe or a YAML file")
+    sub.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
+    sub.add_argument("--out", type=Path, help="run directory (default runs/NAME)")
+    return sub
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _recipes(_: argparse.Namespace) -> int:
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        print(f"{name:{width}}  {load_config(name).description}")
+    return 0
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.recipe, arguments.overrides)
+    from sentisynth.flows.pipeline import STAGES, opened
+
+    with opened(config, arguments.out or Path("runs") / config.name, arguments.overwrite) as session:
+        for step in STAGES[arguments.stage]:
+            step(session)
+    return 0
+
+
+def _preview(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.recipe, arguments.overrides)
+    from sentisynth.flows.preview import preview
+
+    preview(config, arguments.out or Path("runs") / config.name, arguments.n)
+    return 0
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from sentisynth.flows.check import check_run
+
+    problems = check_run(arguments.directory)
+    for problem in problems:
+        print(problem)
+    print(f"{arguments.directory}: " + (f"{len(problems)} problems" if problems else "all is well"))
+    return 1 if problems else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sentisynth.flows.results import rewrite_report
+
+    print(rewrite_report(arguments.directory))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

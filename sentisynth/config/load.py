@@ -1,0 +1,148 @@
+"""A recipe, a file or a run directory, plus `key=value` overrides, to a checked `RunConfig`."""
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from sentisynth.config.types import RunConfig
+from sentisynth.errors import ConfigError
+
+_RECIPES = resources.files("sentisynth.config") / "recipes"
+_TYPE_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "string": "a text",
+    "bool": "true or false",
+    "tuple": "a list",
+    "dict": "a mapping",
+    "model": "a mapping of keys",
+}
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in recipes."""
+    return sorted(p.name[: -len(".yaml")] for p in _RECIPES.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_config(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
+    """Read a built-in recipe or a YAML file, apply `a.b=value` overrides, check everything.
+
+    Raises ConfigError with one sentence for the first mistake found.
+    """
+    values = _read_recipe(recipe)
+    for override in overrides:
+        _apply(values, override)
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> RunConfig:
+    """Check a mapping of nested keys. Raises ConfigError."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_sentence(error.errors()[0])) from None
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """All dotted keys of the configuration, leaves and branches."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            keys += known_keys(field.annotation, f"{prefix}{name}.")
+    return keys
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    if recipe in recipe_names():
+        text = (_RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
+    elif Path(recipe).is_file():
+        text = Path(recipe).read_text(encoding="utf-8")
+    else:
+        hint = _nearest(recipe, recipe_names())
+        raise ConfigError(
+            f"there is no recipe or file {recipe!r}; "
+            f"{hint or 'built-in recipes are ' + ', '.join(recipe_names())}"
+        )
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{recipe} is not valid YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{recipe} holds no keys; a recipe is a YAML mapping such as `name: x`")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"{override!r} is not an override; write key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = text
+    *parents, last = key.split(".")
+    for parent in parents:
+        child = values.get(parent)
+        if child is None:
+            child = values[parent] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(_unknown_key(key))
+        values = child
+    values[last] = value
+
+
+def _unknown_key(key: str) -> str:
+    hint = _nearest(key, known_keys())
+    return f"unknown key {key!r}; {hint or 'see `sentisynth recipes` for recipes that show all'}"
+
+
+def _nearest(word: str, words: list[str]) -> str:
+    """A sentence part that names the nearest of `words`, or an empty one."""
+    by_tail = {w.rsplit(".", 1)[-1]: w for w in words}
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.6)
+    if not near:
+        tails = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(by_tail), n=1, cutoff=0.6)
+        near = [by_tail[t] for t in tails]
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def _sentence(error: ErrorDetails) -> str:
+    """One validation error as one sentence with the key, the value and what is allowed."""
+    path = [str(p) for p in error["loc"] if str(p) not in ("int", "str", "float")]
+    path = [p for p in path if not p.startswith(("constrained", "nullable", "function"))]
+    key, kind, context = ".".join(path), error["type"], error.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(key)
+    if kind == "missing":
+        return f"the key {key!r} is missing; give it in the recipe or as {key}=VALUE"
+    if kind == "value_error":
+        message = str(context["error"])
+        return f"{key}: {message}" if key and not message.startswith(key.split(".")[0]) else message
+    allowed = _allowed(kind, context)
+    return f"{key} is {error['input']!r}; it must be {allowed or error['msg']}"
+
+
+def _allowed(kind: str, context: dict[str, Any]) -> str:
+    bounds = {
+        "greater_than": ("gt", "greater than"),
+        "greater_than_equal": ("ge", "at least"),
+        "less_than": ("lt", "less than"),
+        "less_than_equal": ("le", "at most"),
+    }
+    if kind in bounds:
+        name, words = bounds[kind]
+        return f"{words} {context[name]:g}"
+    if kind == "literal_error":
+        return str(context["expected"])
+    if kind == "too_short":
+        return f"a list of at least {context['min_length']}"
+    if kind == "string_pattern_mismatch":
+        return f"a text that matches {context['pattern']}"
+    return _TYPE_WORDS.get(kind.split("_")[0], "")

@@ -1,0 +1,238 @@
+"""Every configuration class: frozen, keyword-only, each field with its meaning, unit and bounds.
+
+The text under a field is its documentation; bounds are enforced when a recipe is loaded.
+A model or data reference is one of
+    package:NAME     shipped inside sentisynth
+    ./DIR, /DIR      a local path
+    org/name         a Hugging Face Hub name (data: `org/name:split`)
+    fresh:SHAPE      student only: untrained weights of a known shape (see models.classifier.SHAPES)
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+
+class Config(BaseModel):
+    """Base of all: frozen, and a key that does not exist is an error."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
+
+
+class DataConfig(Config):
+    source: str
+    """Labelled rows to draw the seed from: a reference, or a .parquet, .csv, .tsv or .jsonl file."""
+    validation: str | PositiveInt
+    """Real rows for early stopping: a reference, or how many rows to hold out of the source."""
+    test: str | PositiveInt
+    """Real rows to report on: a reference, or how many rows to hold out of the source."""
+    text_column: str = "text"
+    label_column: str = "label"
+    labels: Annotated[tuple[str, ...], Field(min_length=2)]
+    """Names of the classes; a label in a file is one of these names or its position, from 0."""
+    n_seed: PositiveInt = 1000
+    """Labelled rows that may be learned from, drawn with the class ratio kept."""
+    lowercase: bool = True
+    """Lower-case every text, real and synthetic."""
+
+    @field_validator("validation", "test", mode="before")
+    @classmethod
+    def _at_least_one(cls, value: object) -> object:
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"{value} rows cannot be held out; it must be at least 1, or a file")
+        return value
+
+    @model_validator(mode="after")
+    def _distinct(self) -> "DataConfig":
+        if len(set(self.labels)) < len(self.labels):
+            raise ValueError("data.labels names a class twice; give each class one name")
+        return self
+
+
+class TrainConfig(Config):
+    engine: Literal["torch"] = "torch"
+    """What runs the optimiser steps: one torch process, or torch DDP with several workers."""
+    workers: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Training processes; the batch is shared out among them."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | None = None
+    """GPUs of a worker; null takes one where the cluster has any."""
+    epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
+    """Rows of one optimiser step, over all workers."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
+    """Peak rate of AdamW."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the rate falls to zero after the warm-up."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.06
+    """Share of all steps over which the rate rises from zero."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """AdamW's decoupled decay, on matrices only."""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """Gradients are scaled down to this 2-norm."""
+    precision: Precision = "auto"
+    """Arithmetic of the forward pass; auto is bf16 where the hardware multiplies it fast."""
+    eval_every: PositiveInt | None = None
+    """Optimiser steps between evaluations; null evaluates after each epoch."""
+    early_stopping: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Evaluations without a better metric before training stops; 0 never stops early."""
+
+
+class TeacherConfig(Config):
+    model: str
+    """Start of the verifier: a sequence classifier, or any encoder or decoder to put a head on."""
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    """Tokens of a text; what lies beyond is cut off."""
+    train: TrainConfig = TrainConfig()
+
+
+class GeneratorConfig(Config):
+    model: str
+    """Start of the generator: a causal language model."""
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 64
+    """Tokens of a training text, control token and end included."""
+    control_tokens: dict[str, str] | None = None
+    """Class name to control token; null makes `<NAME>` of each class name."""
+    prompts: dict[str, tuple[str, ...]] | None = None
+    """Class name to texts that follow the control token; units take turns. Null: none."""
+    frozen_blocks: Annotated[int, Field(ge=0)] | None = None
+    """Lower blocks that are not trained; null freezes the lower two thirds."""
+    train: TrainConfig = TrainConfig(learning_rate=3e-5, schedule="cosine", early_stopping=1)
+
+
+class SamplingConfig(Config):
+    max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
+    temperature: Annotated[float, Field(gt=0, le=10)] = 0.8
+    top_k: Annotated[int, Field(ge=0)] = 50
+    """Most likely tokens kept at a step; 0 keeps all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
+    """Smallest set of tokens whose probabilities reach this share; 1 keeps all."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.2
+    """Divides positive and multiplies negative logits of tokens seen before; 1 is none."""
+
+
+class ScreensConfig(Config):
+    min_tokens: Annotated[int, Field(ge=1)] = 7
+    """Fewest tokens of the generator that a candidate may have (the method: more than 6)."""
+    charset: Literal["ascii", "latin", "any"] = "ascii"
+    """Printable characters allowed: ASCII, Latin scripts, or all."""
+    max_repetition: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Largest share of word pairs that repeat an earlier pair of the same text."""
+    near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8
+    """Jaccard similarity of word 3-shingles from which two texts are the same (MinHash estimate);
+    1 compares normalised texts only."""
+
+
+class PoolConfig(Config):
+    min_actors: PositiveInt = 1
+    max_actors: PositiveInt | None = None
+    """Null: one a GPU of the cluster, or one a CPU for generation where there is no GPU."""
+    gpus: Annotated[float, Field(ge=0, le=64)] | None = None
+    """GPUs of an actor; null: half of one where the cluster has any, else none."""
+    cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
+    """CPUs that Ray reserves for an actor; null: an even share."""
+    threads: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Threads of an actor's arithmetic; part of the plan, since it can change a unit's bytes."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "PoolConfig":
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ValueError(
+                f"max_actors is {self.max_actors}; it must be at least min_actors, "
+                f"which is {self.min_actors}"
+            )
+        return self
+
+
+class SynthesisConfig(Config):
+    n_per_class: Annotated[int, Field(ge=1)] = 10000
+    """Accepted rows of each class in the dataset, exactly."""
+    tau: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Smallest probability that the teacher must give the intended class."""
+    max_candidates_per_class: PositiveInt = 200000
+    """Candidates of a class after which a quota not reached ends the run."""
+    unit_size: Annotated[int, Field(ge=1, le=65536)] = 256
+    """Candidates of a unit: one batch, one file."""
+    engine: Literal["auto", "batch", "transformers"] = "auto"
+    """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of generation and verification; auto is bf16 on GPUs that have it."""
+    sampling: SamplingConfig = SamplingConfig()
+    screens: ScreensConfig = ScreensConfig()
+    generate_pool: PoolConfig = PoolConfig()
+    verify_pool: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "SynthesisConfig":
+        if self.max_candidates_per_class < self.n_per_class:
+            raise ValueError(
+                f"max_candidates_per_class is {self.max_candidates_per_class}; it must be at "
+                f"least synthesis.n_per_class, which is {self.n_per_class}"
+            )
+        return self
+
+
+class StudentConfig(Config):
+    model: str
+    """Start of the student; `fresh:bert-tiny` is untrained and takes the teacher's tokenizer."""
+    max_length: Annotated[int, Field(ge=4, le=8192)] = 128
+    """Tokens of a text; what lies beyond is cut off."""
+    train: TrainConfig = TrainConfig(learning_rate=3e-5, epochs=10, early_stopping=3)
+
+
+class DistilConfig(Config):
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
+    """Share of the soft-label term: α T² KL + (1 − α) CE."""
+    beta: Annotated[float, Field(ge=0, le=1)] = 0.3
+    """Weight of a synthetic row; a real row weighs 1."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
+    """T of the soft labels and of the student's side of the KL term."""
+
+
+class TrackingConfig(Config):
+    uri: str | None = None
+    """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else a sqlite file in the run directory."""
+    experiment: str = "sentisynth"
+
+
+class RunConfig(Config):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Names the run directory and the MLflow run."""
+    description: str = ""
+    """One line for `sentisynth recipes`."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 41
+    data: DataConfig
+    teacher: TeacherConfig
+    generator: GeneratorConfig
+    synthesis: SynthesisConfig = SynthesisConfig()
+    student: StudentConfig
+    distil: DistilConfig = DistilConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _named_classes(self) -> "RunConfig":
+        for key in ("control_tokens", "prompts"):
+            given = getattr(self.generator, key)
+            if given is not None and set(given) != set(self.data.labels):
+                raise ValueError(
+                    f"generator.{key} has entries for {', '.join(sorted(given))}; it must have "
+                    f"one for each of data.labels: {', '.join(self.data.labels)}"
+                )
+        return self
+
+    def control_token(self, label: int) -> str:
+        """The control token of class `label`."""
+        name = self.data.labels[label]
+        if self.generator.control_tokens is not None:
+            return self.generator.control_tokens[name]
+        return f"<{name.upper()}>"
+
+    def prompts(self, label: int) -> tuple[str, ...]:
+        """Texts to follow the control token of class `label`; at least one, perhaps empty."""
+        if self.generator.prompts is None:
+            return ("",)
+        return self.generator.prompts[self.data.labels[label]] or ("",)

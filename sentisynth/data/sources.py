@@ -1,0 +1,136 @@
+"""Labelled rows from Parquet, CSV, TSV, JSONL or a Hugging Face dataset, checked and cleaned."""
+
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from sentisynth import schema
+from sentisynth.config.types import DataConfig
+from sentisynth.data.text import clean
+from sentisynth.errors import DataError
+
+_FORMATS = (".parquet", ".csv", ".tsv", ".jsonl")
+
+
+def read_rows(reference: str, config: DataConfig) -> pa.Table:
+    """All rows of a reference as a `schema.CORPUS` table of cleaned texts and label positions.
+
+    Raises DataError with one sentence: file, row (from 1), value.
+    """
+    table = _read_table(reference)
+    for column in (config.text_column, config.label_column):
+        if column not in table.column_names:
+            raise DataError(
+                f"{reference} has no column {column!r}; its columns are "
+                f"{', '.join(table.column_names)}: set data.text_column and data.label_column"
+            )
+    if table.num_rows == 0:
+        raise DataError(f"{reference} has no rows; give a file with labelled texts")
+    texts = [
+        _text(value, reference, row, config)
+        for row, value in enumerate(table[config.text_column].to_pylist(), start=1)
+    ]
+    labels = _labels(table[config.label_column].to_pylist(), reference, config)
+    return pa.table({schema.TEXT: texts, schema.LABELS: labels}, schema=schema.CORPUS)
+
+
+def _text(value: Any, reference: str, row: int, config: DataConfig) -> str:
+    if not isinstance(value, str):
+        raise DataError(
+            f"{reference}, row {row}: the text is {value!r}, which is no text; "
+            f"mend the row or set data.text_column (now {config.text_column!r})"
+        )
+    text = clean(value, config.lowercase)
+    if not text:
+        raise DataError(f"{reference}, row {row}: the text is empty; mend or remove the row")
+    return text
+
+
+def _labels(values: list[Any], reference: str, config: DataConfig) -> list[int]:
+    positions: dict[Any, int] = {name: i for i, name in enumerate(config.labels)}
+    for i in range(len(config.labels)):
+        positions.setdefault(i, i)
+        positions.setdefault(str(i), i)
+    found = []
+    for row, value in enumerate(values, start=1):
+        value = int(value) if isinstance(value, float) and _is_whole(value) else value
+        if isinstance(value, bool) or value not in positions:
+            raise DataError(
+                f"{reference}, row {row}: the label {value!r} is not one of data.labels: "
+                f"{', '.join(config.labels)} (or 0 to {len(config.labels) - 1})"
+            )
+        found.append(positions[value])
+    return found
+
+
+def _is_whole(value: float) -> bool:
+    return math.isfinite(value) and value.is_integer()
+
+
+def _read_table(reference: str) -> pa.Table:
+    if reference.startswith("package:"):
+        return pq.read_table(_package_file(reference.removeprefix("package:")))
+    path = Path(reference)
+    if path.suffix in _FORMATS:
+        if not path.is_file():
+            raise DataError(f"there is no file {reference}; check the path in the data section")
+        return _read_file(path)
+    if path.exists():
+        raise DataError(f"{reference} is not a file of a known kind; use {', '.join(_FORMATS)}")
+    if reference.startswith((".", "/", "~")):
+        raise DataError(f"there is no file {reference}; check the path in the data section")
+    return _read_hub(reference)
+
+
+def _read_file(path: Path) -> pa.Table:
+    try:
+        if path.suffix == ".parquet":
+            return pq.read_table(path)
+        if path.suffix == ".jsonl":
+            return pyarrow.json.read_json(path)
+        delimiter = "\t" if path.suffix == ".tsv" else ","
+        quote = False if path.suffix == ".tsv" else '"'
+        return pyarrow.csv.read_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote)
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=False),
+        )
+    except pa.ArrowInvalid as error:
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty; give a file with labelled texts") from None
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from None
+
+
+def _package_file(name: str) -> Path:
+    path = Path(str(resources.files("sentisynth") / "resources" / f"{name}.parquet"))
+    if not path.is_file():
+        known = sorted(p.parent.name for p in path.parent.parent.glob("*/train.parquet"))
+        raise DataError(
+            f"there is no package data {name!r}; write package:NAME/SPLIT with NAME one of "
+            f"{', '.join(known)} and SPLIT train, validation or test"
+        )
+    return path
+
+
+def _read_hub(reference: str) -> pa.Table:
+    import datasets
+
+    name, _, split = reference.partition(":")
+    try:
+        rows = datasets.load_dataset(name, split=split or "train")
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(
+            f"no file and no Hub dataset could be read as {reference!r} ({reason}); "
+            f"give a local file, or check the name and the network"
+        ) from None
+    return rows.with_format("arrow")[:]

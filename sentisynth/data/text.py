@@ -1,0 +1,40 @@
+"""Cleaning and normal forms of texts."""
+
+import re
+import unicodedata
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+_SPACE = re.compile(r"\s+")
+_NOT_WORD = re.compile(r"[\W_]+")
+
+
+def clean(text: str, lowercase: bool) -> str:
+    """Control characters become spaces, runs of white space one space; lower-cased on request."""
+    text = _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
+    return text.lower() if lowercase else text
+
+
+def normal_form(text: str) -> str:
+    """What two texts share when they differ in case, accents' encoding or punctuation alone.
+
+    Words of the NFKC form in lower case, joined by one space; a text without words keeps its
+    characters, so that "!" and "?" stay apart.
+    """
+    text = unicodedata.normalize("NFKC", text).lower()
+    return _NOT_WORD.sub(" ", text).strip() or text.strip()
+
+
+def words(text: str) -> list[str]:
+    """White-space separated tokens, the unit of distinct-n and of the repetition screen."""
+    return text.split()
+
+
+def is_printable(text: str, charset: str) -> bool:
+    """Whether every character is printable and of the charset: `ascii`, `latin` or `any`."""
+    if not text.isprintable():
+        return False
+    if charset == "any":
+        return True
+    if charset == "ascii":
+        return text.isascii()
+    return all(ord(c) < 0x250 or 0x1E00 <= ord(c) < 0x1F00 or 0x2010 <= ord(c) < 0x2040 for c in text)

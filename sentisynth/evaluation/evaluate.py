@@ -1,0 +1,97 @@
+"""Everything a run is judged by, computed from its files; written to metrics.json."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from sentisynth import schema
+from sentisynth.config.types import RunConfig
+from sentisynth.data.files import read_json
+from sentisynth.data.ledger import logits_of
+from sentisynth.data.run_directory import RunDirectory
+from sentisynth.evaluation.metrics import (
+    classification,
+    distinct_n,
+    mean_entropy,
+    paired_bootstrap,
+)
+from sentisynth.seeding import derive_seed
+
+REAL_SPLITS = ("validation", "test")
+
+
+def evaluate_run(
+    config: RunConfig, directory: RunDirectory, arms: dict[str, str], compare: tuple[str, str]
+) -> dict[str, Any]:
+    """Figures of the trained arms (directory name to title) on the real validation and test rows.
+
+    `compare` names two arms: what the second has over the first on the test rows is the gain.
+    Arms, generator and synthetic set that are not there yet are left out.
+    """
+    done = {name: title for name, title in arms.items() if directory.read_stamp(name) is not None}
+    k = len(config.data.labels)
+    metrics: dict[str, Any] = {
+        "name": config.name,
+        "seed": config.seed,
+        "labels": list(config.data.labels),
+        "source": config.data.source,
+        "rows": {
+            name: pq.read_metadata(directory.stage("corpus") / f"{name}.parquet").num_rows
+            for name in ("seed", *REAL_SPLITS)
+        },
+        "arms": [_arm(directory.stage(name), name, title, k) for name, title in done.items()],
+    }
+    if directory.read_stamp("generator") is not None:
+        found = read_json(directory.stage("generator") / "metrics.json")
+        metrics["generator"] = {n: found[n] for n in ("perplexity", "frozen_blocks", "best_step")}
+    if directory.read_stamp("dataset") is not None:
+        metrics["synthesis"] = _synthesis(config, directory)
+    if set(compare) <= set(done):
+        labels, base = _predictions(directory.stage(compare[0]), "test")
+        _, other = _predictions(directory.stage(compare[1]), "test")
+        seed = derive_seed(config.seed, "bootstrap")
+        gain = paired_bootstrap(labels, base, other, k, seed)
+        metrics["gain"] = {"from": compare[0], "to": compare[1], **gain}
+    return metrics
+
+
+def _arm(path: Path, name: str, title: str, n_classes: int) -> dict[str, Any]:
+    found = read_json(path / "metrics.json")
+    splits = {
+        split: classification(*_predictions(path, split), n_classes) for split in REAL_SPLITS
+    }
+    kept = {key: found[key] for key in ("parameters", "best_step", "steps", "seconds")}
+    return {"name": name, "title": title, **kept, **splits}
+
+
+def _predictions(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    table = pq.read_table(path / "predictions" / f"{split}.parquet")
+    predicted = logits_of(table, schema.LOGITS).argmax(axis=1)
+    return table[schema.LABELS].to_numpy().astype(np.int64), predicted.astype(np.int64)
+
+
+def _synthesis(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
+    ledger: dict[str, Any] = read_json(directory.dataset / "ledger.json")
+    parts = [
+        pq.read_table(directory.dataset / f"{name}.parquet")
+        for name in ("train", "synthetic_validation", "synthetic_test")
+    ]
+    texts, soft, labels = [], [], []
+    for table in parts:
+        rows = table.filter(table[schema.IS_SYNTH])
+        texts += rows[schema.TEXT].to_pylist()
+        soft.append(logits_of(rows, schema.SOFT_LABELS))
+        labels.append(rows[schema.LABELS].to_numpy())
+    counts = np.bincount(np.concatenate(labels), minlength=len(config.data.labels))
+    return {
+        "tau": config.synthesis.tau,
+        "n_per_class": config.synthesis.n_per_class,
+        "rows": dict(zip(config.data.labels, counts.tolist(), strict=True)),
+        "ledger": ledger,
+        "acceptance": {n: e["accepted"] / e["generated"] for n, e in ledger.items()},
+        "distinct_1": distinct_n(texts, 1),
+        "distinct_2": distinct_n(texts, 2),
+        "soft_label_entropy": mean_entropy(np.concatenate(soft)),
+    }

@@ -1,0 +1,1 @@
+def render_report(path, metrics): return "<html></html>"

@@ -1,0 +1,93 @@
+"""The whole method. Read this first.
+
+seed rows ─► teacher, generator ─► [plan ─► generate ─► screen ─► verify ─► write] ─► pool
+          ─► select(τ, β, T, n) ─► dataset ─► student ─► evaluation on real rows
+"""
+
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from sentisynth.config.types import RunConfig
+from sentisynth.data.files import table_digest, write_json, write_table
+from sentisynth.data.run_directory import RunDirectory
+from sentisynth.data.splits import load_corpus
+from sentisynth.evaluation.evaluate import evaluate_run
+from sentisynth.flows.console import Console
+from sentisynth.flows.results import show_results
+from sentisynth.flows.session import Session, write_config
+from sentisynth.flows.synthesize import build_dataset, synthesize
+from sentisynth.flows.training import distil_students, train_generator, train_teacher
+from sentisynth.runtime.ray_cluster import connected
+from sentisynth.runtime.tracking import StageLog, Tracker
+from sentisynth.training.jobs import ARMS
+
+
+def run(session: Session) -> None:
+    """Seed rows to report. A stage that was done before is not done again."""
+    prepare_corpus(session)  #    real rows: seed, validation, test
+    train_teacher(session)  #     A  a classifier from the seed rows
+    train_generator(session)  #   B  a language model with a control token a class
+    synthesize(session)  #        C  candidates, screened and scored, into the pool
+    build_dataset(session)  #     D  the first n accepted of each class, soft labels, weights
+    distil_students(session)  #   E  the student, with and without the synthetic rows
+    evaluate(session)  #             on real validation and test rows
+
+
+def prepare_corpus(session: Session) -> None:
+    """Read, check and split the real rows."""
+    config = session.config
+    corpus = load_corpus(config.data, config.seed)
+    digests = {name: table_digest(table) for name, table in corpus.splits().items()}
+    parts = {"labels": list(config.data.labels), **digests}
+
+    def build(out: Path, log: StageLog) -> None:
+        for name, table in corpus.splits().items():
+            write_table(out / f"{name}.parquet", table)
+            path = session.directory.stage("corpus") / f"{name}.parquet"
+            log.dataset(name, path, digests[name], table.num_rows)
+        log.metrics({"dropped": corpus.dropped})
+
+    session.do("corpus", "   real rows: seed, validation, test", parts, build)
+
+
+def evaluate(session: Session) -> None:
+    """metrics.json, report.html and the table on the terminal, from what is there."""
+    arms = {"teacher": "teacher", **{arm.name: arm.title for arm in ARMS}}
+    directory = session.directory
+    metrics = evaluate_run(session.config, directory, arms, ("student_real", "student"))
+    write_json(directory.path / "metrics.json", metrics)
+    session.tracker.log.metrics({k: v for k, v in metrics.items() if k not in ("labels", "arms")})
+    session.tracker.log.metrics({arm["name"]: arm for arm in metrics["arms"]})
+    show_results(session, metrics)
+
+
+STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
+    "run": (run,),
+    "teacher": (prepare_corpus, train_teacher),
+    "generator": (prepare_corpus, train_generator),
+    "synthesize": (prepare_corpus, synthesize, build_dataset),
+    "distil": (prepare_corpus, distil_students),
+    "evaluate": (prepare_corpus, evaluate),
+}
+
+
+@contextmanager
+def opened(config: RunConfig, out: Path, overwrite: bool = False) -> Iterator[Session]:
+    """A locked run directory, a Ray session and an MLflow run, for the stages of one command."""
+    directory, console = RunDirectory(out.resolve(), overwrite), Console()
+    with directory.locked():
+        write_config(config, directory, versions())
+        console.note(f"{config.name}  →  {out}")
+        tracker = Tracker(config, directory.path)
+        with connected(), tracker.parent():
+            yield Session(config=config, directory=directory, tracker=tracker, console=console)
+
+
+def versions() -> dict[str, Any]:
+    """What config.yaml records of the software."""
+    names = ("sentisynth", "ray", "torch", "transformers", "datasets", "mlflow", "pyarrow")
+    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}

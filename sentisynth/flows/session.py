@@ -1,0 +1,59 @@
+"""A run at work: its configuration, directory, MLflow run and console, and how a stage is done."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sentisynth.config.types import RunConfig
+from sentisynth.data.files import directory_aside, write_text
+from sentisynth.data.run_directory import RunDirectory
+from sentisynth.flows.console import Console
+from sentisynth.runtime.tracking import StageLog, Tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What every stage of a run works with."""
+
+    config: RunConfig
+    directory: RunDirectory
+    tracker: Tracker
+    console: Console
+
+    def do(
+        self,
+        name: str,
+        title: str,
+        parts: dict[str, Any],
+        build: Callable[[Path, StageLog], None],
+    ) -> Path:
+        """Make a stage's directory from its parts, unless that was done before; see RunDirectory.
+
+        `build` fills an empty directory beside the final one, which is renamed when it returns.
+        """
+        final = self.directory.stage(name)
+        if self.directory.is_done(name, parts):
+            self.console.skipped(title)
+            return final
+        with self.stage(name, title) as log, directory_aside(final) as out:
+            log.params(parts)
+            build(out, log)
+            self.directory.stamp(out, parts)
+            log.artifacts(out, name)
+        return final
+
+    @contextmanager
+    def stage(self, name: str, title: str) -> Iterator[StageLog]:
+        """A stage that looks after its own files: its title on the console, its MLflow run."""
+        with self.console.stage(title), self.tracker.stage(name) as log:
+            yield log
+
+
+def write_config(config: RunConfig, directory: RunDirectory, versions: dict[str, str]) -> None:
+    """config.yaml: the resolved configuration and the versions that run it."""
+    values = {**config.model_dump(mode="json"), "versions": versions}
+    write_text(directory.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))

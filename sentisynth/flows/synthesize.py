@@ -1,0 +1,231 @@
+"""Stages C and D: fill the pool until each label has its quota, then select the dataset."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+
+from sentisynth import schema
+from sentisynth.data.files import sha256_file, write_json, write_table, write_text
+from sentisynth.data.ledger import logits_of
+from sentisynth.data.pool import (
+    MANIFEST,
+    PoolReader,
+    prepare_pool,
+    publish,
+    read_manifest,
+    read_units,
+)
+from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
+from sentisynth.errors import QuotaError
+from sentisynth.flows.console import synthesis_line
+from sentisynth.flows.session import Session
+from sentisynth.flows.training import control_tokens
+from sentisynth.models.loading import model_digest
+from sentisynth.runtime.stream import UnitStream
+from sentisynth.runtime.tracking import StageLog
+from sentisynth.seeding import fingerprint
+from sentisynth.training.jobs import read_splits
+
+_CODE_VERSION = 1  # raise it when the same plan would give other bytes
+_LOG_EVERY_S = 10.0
+
+
+def synthesize(session: Session) -> None:
+    """Stage C: generate and verify until each label has `n_per_class` accepted rows.
+
+    Finished units are kept whatever happens; the same command does the rest. Raises QuotaError,
+    with the counts and the likely cause, if `max_candidates_per_class` does not suffice.
+    """
+    config, directory = session.config, session.directory
+    parts = plan_parts(session)
+    plan, pool = fingerprint(parts), directory.pool
+    title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
+    directory.is_done("pool", parts)  # refuses a pool of another plan
+    directory.stamp(pool, parts)
+    done = prepare_pool(pool, config, plan)
+    reader = PoolReader(pool, config, plan)
+    for unit in sorted(done, key=lambda u: (u.number, u.label)):
+        reader.offer(unit)
+    if reader.all_full and read_manifest(pool) is not None:
+        session.console.skipped(title)
+        return
+    with session.stage("pool", title) as log:
+        log.params(parts)
+        if not reader.all_full:
+            (pool / MANIFEST).unlink(missing_ok=True)
+            _fill(session, reader, plan, done, log)
+        manifest = publish(pool, reader, config, plan)
+        log.metrics({"ledger": manifest["ledger"]})
+        log.artifacts(pool / MANIFEST, "pool")
+
+
+def plan_parts(session: Session) -> dict[str, Any]:
+    """What decides the bytes of a unit. τ and the quota do not: they are decided afterwards."""
+    config, directory = session.config, session.directory
+    synthesis = config.synthesis
+    teacher = directory.require("teacher", f"teacher {config.name}")
+    generator = directory.require("generator", f"generator {config.name}")
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    pools = (synthesis.generate_pool, synthesis.verify_pool)
+    return {
+        "code": _CODE_VERSION,
+        "seed": config.seed,
+        "corpus": fingerprint(directory.read_stamp("corpus")),
+        "teacher": model_digest(teacher),
+        "generator": model_digest(generator),
+        "control_tokens": control_tokens(config),
+        "prompts": [list(config.prompts(label)) for label in range(len(config.data.labels))],
+        "teacher_max_length": config.teacher.max_length,
+        "synthesis": {
+            "unit_size": synthesis.unit_size,
+            "engine": synthesis.engine,
+            "precision": synthesis.precision,
+            "threads": [pool.threads for pool in pools],
+            "devices": ["gpu" if (p.gpus is None and gpus) or p.gpus else "cpu" for p in pools],
+            "sampling": synthesis.sampling.model_dump(mode="json"),
+            "screens": synthesis.screens.model_dump(mode="json"),
+        },
+    }
+
+
+def _fill(
+    session: Session, reader: PoolReader, plan: str, done: set[Any], log: StageLog
+) -> None:
+    config, directory = session.config, session.directory
+    names, quota = config.data.labels, config.synthesis.n_per_class
+    splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
+    stream = UnitStream(
+        config,
+        generator=directory.stage("generator"),
+        teacher=directory.stage("teacher"),
+        pool=directory.pool,
+        plan=plan,
+        evaluation_texts=[
+            text for name in ("validation", "test") for text in splits[name][schema.TEXT].to_pylist()
+        ],
+        seed_texts=splits["seed"][schema.TEXT].to_pylist(),
+        done=done,
+        full={label for label in range(len(names)) if reader.is_full(label)},
+    )
+
+    def line(seconds: float) -> str:
+        ledgers = [tally.ledger for tally in reader.tallies]
+        accepted = {name: ledger.accepted for name, ledger in zip(names, ledgers, strict=True)}
+        generated = sum(ledger.generated for ledger in ledgers)
+        tokens = sum(ledger.n_tokens for ledger in ledgers)
+        return synthesis_line(accepted, quota, generated - before[0], tokens - before[1], seconds)
+
+    before = (
+        sum(tally.ledger.generated for tally in reader.tallies),
+        sum(tally.ledger.n_tokens for tally in reader.tallies),
+    )
+    started, logged = 0.0, time.monotonic()
+    session.console.progress(line(0))
+    for unit in stream:
+        # The first unit also waited for the models; rates count from there on.
+        started = started or time.monotonic()
+        was_full = reader.is_full(unit.label)
+        reader.offer(unit)
+        if reader.is_full(unit.label) and not was_full:
+            stream.close_label(unit.label)
+        session.console.progress(line(time.monotonic() - started))
+        if time.monotonic() - logged > _LOG_EVERY_S:
+            logged = time.monotonic()
+            for name, tally in zip(names, reader.tallies, strict=True):
+                log.metrics({"accepted": {name: tally.ledger.accepted}}, step=int(logged - started))
+        if reader.all_full:
+            return
+    raise QuotaError(_why_hopeless(session, reader))
+
+
+def _why_hopeless(session: Session, reader: PoolReader) -> str:
+    """One sentence on the label that fell short: how far, and what rejected most."""
+    config = session.config
+    label = next(i for i in range(len(reader.tallies)) if not reader.is_full(i))
+    counts = reader.tallies[label].ledger.counts
+    accepted, generated = counts[schema.ACCEPTED], counts.total()
+    rejected = [(n, verdict) for verdict, n in counts.items() if verdict != schema.ACCEPTED]
+    n, cause = max(rejected, default=(0, "nothing"))
+    return (
+        f"class {config.data.labels[label]} has {accepted} accepted rows of "
+        f"{config.synthesis.n_per_class} after {generated} candidates "
+        f"(synthesis.max_candidates_per_class={config.synthesis.max_candidates_per_class}); "
+        f"the commonest reason is {cause} ({n}): raise the maximum, lower synthesis.tau or "
+        f"synthesis.n_per_class, or train a better generator; what was made is kept"
+    )
+
+
+def build_dataset(session: Session) -> None:
+    """Stage D: apply τ, the quota, T, β and the split to the pool."""
+    config, directory = session.config, session.directory
+    synthesis, distil = config.synthesis, config.distil
+    plan = plan_parts(session)
+    parts = {
+        "plan": fingerprint(plan),
+        "tau": synthesis.tau,
+        "n_per_class": synthesis.n_per_class,
+        "beta": distil.beta,
+        "temperature": distil.temperature,
+    }
+    title = f"D  dataset: τ {synthesis.tau:g}, β {distil.beta:g}, T {distil.temperature:g}"
+
+    def build(out: Path, log: StageLog) -> None:
+        manifest = read_manifest(directory.pool)
+        assert manifest is not None
+        labels = range(len(config.data.labels))
+        chosen, ledgers = select(
+            (read_units(directory.pool, manifest, label) for label in labels),
+            tau=synthesis.tau,
+            n_per_class=synthesis.n_per_class,
+            near_duplicates=synthesis.screens.near_duplicates,
+        )
+        tables = split_synthetic(
+            synthetic_rows(chosen, beta=distil.beta, temperature=distil.temperature), config.seed
+        )
+        corpus = read_splits(directory.stage("corpus"))
+        real = {
+            name: real_rows(table, _teacher_logits(session, name), temperature=distil.temperature)
+            for name, table in corpus.items()
+        }
+        tables["train"] = pa.concat_tables([real["seed"], tables["train"]])
+        tables |= {name: real[name] for name in ("validation", "test")}
+        for name, table in tables.items():
+            path = out / f"{name}.parquet"
+            write_table(path, table)
+            log.dataset(name, directory.dataset / path.name, sha256_file(path), table.num_rows)
+        log.metrics({name: {"rows": table.num_rows} for name, table in tables.items()})
+        write_text(out / "README.md", _card(session, tables))
+        names = config.data.labels
+        write_json(
+            out / "ledger.json",
+            {name: ledger.as_dict() for name, ledger in zip(names, ledgers, strict=True)},
+        )
+
+    session.do("dataset", title, parts, build)
+
+
+def _teacher_logits(session: Session, split: str) -> Any:
+    path = session.directory.stage("teacher") / "predictions" / f"{split}.parquet"
+    return logits_of(pq.read_table(path), schema.LOGITS)
+
+
+def _card(session: Session, tables: dict[str, pa.Table]) -> str:
+    config = session.config
+    rows = "\n".join(f"| `{name}.parquet` | {table.num_rows:,} |" for name, table in tables.items())
+    return (
+        f"# {config.name}: dataset\n\n"
+        f"Real rows of `{config.data.source}` and rows made by a generator and verified by a "
+        f"teacher (sentisynth, seed {config.seed}). Classes: {', '.join(config.data.labels)}.\n\n"
+        f"| file | rows |\n| --- | --- |\n{rows}\n\n"
+        f"`train` joins {config.data.n_seed:,} real rows with 90 % of the synthetic ones. "
+        f"`validation` and `test` are real rows only. The other two hold 5 % of the synthetic rows "
+        f"each: they measure drift of the generator and are never used to judge a student.\n\n"
+        f"Columns: `text`; `labels` (the class's position); `soft_labels`, the teacher's "
+        f"softmax(logits / {config.distil.temperature:g}); `weights`, 1 for real and "
+        f"{config.distil.beta:g} for synthetic rows; `is_synth`; `candidate_id`, the row of the "
+        f"pool. A synthetic row was accepted at τ = {config.synthesis.tau:g}.\n"
+    )

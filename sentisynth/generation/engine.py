@@ -1,0 +1,77 @@
+"""The protocol of generation engines: a unit in, texts and token counts out. No Ray."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sentisynth.config.types import RunConfig, SamplingConfig
+from sentisynth.data.units import Unit
+from sentisynth.generation.batch_engine import BatchEngine
+from sentisynth.generation.hf_engine import TransformersEngine
+from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
+from sentisynth.models.loading import autocast_dtype, best_device
+
+
+class Engine(Protocol):
+    """Continues one prompt many times; what it returns depends on the arguments alone."""
+
+    def __call__(
+        self, prompt: list[int], unit: Unit, seed: int, sampling: SamplingConfig
+    ) -> list[list[int]]:
+        """Token ids of `unit.size` continuations, in index order, without prompt and end."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated:
+    """Candidates of a unit, in index order."""
+
+    texts: list[str]
+    """Decoded continuations, not cleaned; the prompt is not part of them."""
+    n_tokens: list[int]
+    prompt: str
+
+
+ENGINES: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase, torch.dtype], Engine]] = {
+    "batch": BatchEngine,
+    "transformers": TransformersEngine,
+}
+
+
+class UnitGenerator:
+    """A fine-tuned generator in memory, ready to turn units into candidates."""
+
+    def __init__(self, path: Path, config: RunConfig) -> None:
+        model, self._tokenizer = load_sampler(path)
+        device = best_device()
+        dtype = autocast_dtype(config.synthesis.precision, device) or torch.float32
+        self.engine_name = choose_engine(config.synthesis.engine, model)
+        self._engine = ENGINES[self.engine_name](model.to(device).eval(), self._tokenizer, dtype)
+        self._config = config
+        self._control_ids = [
+            control_token_id(self._tokenizer, config.control_token(label))
+            for label in range(len(config.data.labels))
+        ]
+
+    def __call__(self, unit: Unit) -> Generated:
+        """All candidates of a unit. The prompts of a class take turns by unit number."""
+        prompts = self._config.prompts(unit.label)
+        prompt = prompts[unit.number % len(prompts)]
+        ids = prompt_ids(self._tokenizer, self._control_ids[unit.label], prompt)
+        rows = self._engine(ids, unit, self._config.seed, self._config.synthesis.sampling)
+        return Generated(
+            texts=self._tokenizer.batch_decode(rows, skip_special_tokens=True),
+            n_tokens=[len(row) for row in rows],
+            prompt=prompt,
+        )
+
+
+def choose_engine(name: str, model: PreTrainedModel) -> str:
+    """Resolve `auto`: ours for GPT-2 models, transformers' `generate` for the rest."""
+    if name != "auto":
+        return name
+    return "batch" if model.config.model_type == "gpt2" else "transformers"

@@ -1,0 +1,43 @@
+"""Any causal language model by transformers' `generate`: the reference, and the fallback."""
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from sentisynth.config.types import SamplingConfig
+from sentisynth.data.units import Unit
+from sentisynth.seeding import derive_seed
+
+
+class TransformersEngine:
+    """Draws from torch's generator, seeded by the unit's name: a unit is the same on any worker,
+    a candidate only within its unit."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    ) -> None:
+        self._model = model.to(dtype)
+        self._pad_id, self._eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+
+    @torch.inference_mode()
+    def __call__(
+        self, prompt: list[int], unit: Unit, seed: int, sampling: SamplingConfig
+    ) -> list[list[int]]:
+        inputs = torch.tensor([prompt] * unit.size, device=self._model.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(seed, "unit", unit.label, unit.first_index))
+            out = self._model.generate(
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                do_sample=True,
+                max_new_tokens=sampling.max_new_tokens,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                repetition_penalty=sampling.repetition_penalty,
+                pad_token_id=self._pad_id,
+                eos_token_id=self._eos_id,
+            )
+        return [self._until_end(row) for row in out[:, len(prompt) :].tolist()]
+
+    def _until_end(self, row: list[int]) -> list[int]:
+        return row[: row.index(self._eos_id)] if self._eos_id in row else row

@@ -1,0 +1,126 @@
+"""Sequence classifiers: teachers and students. B rows, S tokens, K classes."""
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from sentisynth.errors import ModelError
+from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
+
+FRESH = "fresh:"
+SHAPES: dict[str, dict[str, Any]] = {
+    # Turc et al., "Well-read students learn better", 2019, table 1.
+    "bert-tiny": {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 128},
+    "bert-mini": {"model_type": "bert", "num_hidden_layers": 4, "hidden_size": 256},
+}
+
+
+def load_classifier(
+    reference: str, labels: Sequence[str], tokenizer_from: Path | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A K-class classifier in fp32 and its tokenizer; a head is added where there is none.
+
+    `fresh:SHAPE` has random weights (from torch's generator: seed it first) and the tokenizer of
+    `tokenizer_from`. Raises ModelError.
+    """
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    if reference.startswith(FRESH):
+        if tokenizer_from is None:
+            raise ModelError(f"{reference!r} has no tokenizer; only a student can start fresh")
+        tokenizer = load_tokenizer(tokenizer_from)
+        config = _fresh_config(reference.removeprefix(FRESH), tokenizer, names)
+        return AutoModelForSequenceClassification.from_config(config), tokenizer
+    path = resolve_model(reference)
+    tokenizer = load_tokenizer(path)
+    model = load_pretrained(
+        AutoModelForSequenceClassification, path, ignore_mismatched_sizes=True, **names
+    )
+    model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _fresh_config(shape: str, tokenizer: PreTrainedTokenizerBase, names: dict[str, Any]) -> Any:
+    if shape not in SHAPES:
+        raise ModelError(f"there is no shape {shape!r}; write fresh:{' or fresh:'.join(SHAPES)}")
+    sizes = dict(SHAPES[shape])
+    hidden = sizes["hidden_size"]
+    return AutoConfig.for_model(
+        sizes.pop("model_type"),
+        **sizes,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        **names,
+    )
+
+
+def load_verifier(path: Path, n_labels: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A fine-tuned classifier as it was saved. Raises ModelError unless it has K = n_labels."""
+    model = load_pretrained(AutoModelForSequenceClassification, path)
+    if model.config.num_labels != n_labels:
+        raise ModelError(
+            f"the teacher in {path} has {model.config.num_labels} classes, the data {n_labels}; "
+            f"train a teacher on this data"
+        )
+    return model, load_tokenizer(path)
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_length: int,
+    autocast: torch.dtype | None = None,
+    tokens_per_batch: int = 4096,
+) -> np.ndarray:
+    """Logits (N, K) in float32, in the order of the texts.
+
+    Sorted by length and cut into batches of at most `tokens_per_batch` padded tokens, so that the
+    batches, and with them the bytes of the result, depend on the texts alone.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    ids = [row or [tokenizer.pad_token_id] for row in ids]
+    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
+    logits_NK = np.empty((len(ids), model.config.num_labels), dtype=np.float32)
+    cast = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
+    with cast:
+        for batch in _budgeted(order, ids, tokens_per_batch):
+            inputs, mask = pad([ids[i] for i in batch], tokenizer.pad_token_id)
+            out = model(input_ids=inputs.to(device), attention_mask=mask.to(device)).logits
+            logits_NK[batch] = out.float().cpu().numpy()
+    return logits_NK
+
+
+def _budgeted(order: list[int], ids: list[list[int]], budget: int) -> list[list[int]]:
+    batches: list[list[int]] = []
+    for i in order:  # ascending length, so row i is the longest of its batch so far
+        if not batches or (len(batches[-1]) + 1) * len(ids[i]) > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
+
+
+def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token rows to int64 tensors (B, S): ids padded on the right, and the attention mask."""
+    length = max(len(row) for row in rows)
+    ids = np.full((len(rows), length), pad_id, dtype=np.int64)
+    mask = np.zeros((len(rows), length), dtype=np.int64)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+        mask[i, : len(row)] = 1
+    return torch.from_numpy(ids), torch.from_numpy(mask)

@@ -1,0 +1,84 @@
+"""Class-conditional causal language models: one control token a class."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from sentisynth.errors import ModelError
+from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
+
+
+def load_generator(
+    reference: str, control_tokens: Sequence[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal LM in fp32 whose vocabulary holds every control token as one token.
+
+    The row of a new token starts at the mean of all rows, so that it is as likely as an average
+    word and the first gradients separate the classes. Raises ModelError.
+    """
+    path = resolve_model(reference)
+    tokenizer = load_tokenizer(path)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"{path}: the tokenizer has no end-of-text token, which ends a candidate")
+    model = load_pretrained(AutoModelForCausalLM, path)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(control_tokens)})
+    before = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > before:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        rows = model.get_input_embeddings().weight
+        with torch.no_grad():
+            rows[before:] = rows[:before].mean(dim=0)
+    return model, tokenizer
+
+
+def control_token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """The id of a control token. Raises ModelError if the tokenizer does not know it as one."""
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    if token_id is None or token_id == tokenizer.unk_token_id:
+        raise ModelError(f"the generator does not know the control token {token}; train it again")
+    return int(token_id)
+
+
+def training_ids(
+    tokenizer: PreTrainedTokenizerBase, control_id: int, text: str, max_length: int
+) -> list[int]:
+    """Token ids of a training text: control token first, then the text, end-of-text last.
+
+    A text that is cut off at `max_length` has no end-of-text token: it did not end there.
+    """
+    body = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return [control_id, *body, tokenizer.eos_token_id][:max_length]
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, control_id: int, prompt: str) -> list[int]:
+    """Token ids that a candidate continues: the control token, then the prompt's text."""
+    if not prompt:
+        return [control_id]
+    return [control_id, *tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The transformer blocks, lowest first: the longest ModuleList of the model."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    if not lists:
+        raise ModelError(f"{type(model).__name__} has no list of blocks to freeze")
+    return max(lists, key=len)
+
+
+def freeze_lower_blocks(model: PreTrainedModel, n_frozen: int | None) -> int:
+    """Stop the gradients of the lower n blocks (null: two thirds of them) and return n."""
+    found = blocks(model)
+    n = len(found) * 2 // 3 if n_frozen is None else n_frozen
+    if n > len(found):
+        raise ModelError(f"generator.frozen_blocks is {n}; the model has {len(found)} blocks")
+    for block in found[:n]:
+        block.requires_grad_(False)
+    return n
+
+
+def load_sampler(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A fine-tuned generator as it was saved."""
+    return load_pretrained(AutoModelForCausalLM, path), load_tokenizer(path)

@@ -1,0 +1,116 @@
+"""References to local directories, and Hugging Face models loaded safely.
+
+Weights come from safetensors alone, and no code of a model's repository is ever run.
+"""
+
+import hashlib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+from sentisynth.errors import ModelError
+
+_PACKAGE = resources.files("sentisynth") / "resources"
+_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "tokenizer*"]
+
+
+def resolve_model(reference: str) -> Path:
+    """The local directory of a model reference; a Hub name is downloaded into the Hub's cache.
+
+    Raises ModelError if there is none, or if it has no config.json or no safetensors weights.
+    """
+    if reference.startswith("package:"):
+        path = Path(str(_PACKAGE / reference.removeprefix("package:")))
+        if not (path / "config.json").is_file():
+            known = sorted(p.parent.name for p in Path(str(_PACKAGE)).glob("*/config.json"))
+            raise ModelError(f"there is no model {reference!r}; shipped are {', '.join(known)}")
+    elif reference.startswith((".", "/", "~")) or Path(reference).is_dir():
+        path = Path(reference).expanduser()
+        if not path.is_dir():
+            raise ModelError(f"there is no model directory {reference}; check the path")
+    else:
+        path = _download(reference)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path} has no config.json; give a directory made by save_pretrained")
+    if not any(path.glob("*.safetensors")):
+        raise ModelError(
+            f"{path} has no weights (*.safetensors); give a directory made by save_pretrained"
+        )
+    return path
+
+
+def _download(reference: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"no local directory and no Hub model could be read as {reference!r} ({reason}); "
+            f"give a local directory, or check the name and the network"
+        ) from None
+
+
+def model_digest(path: Path) -> str:
+    """sha256 over names and bytes of everything in a model directory that decides what it does."""
+    digest = hashlib.sha256()
+    kept = (".safetensors", ".model", ".txt")
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
+    for file in sorted(p for p in path.iterdir() if p.suffix in kept or p.name in names):
+        digest.update(file.name.encode())
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
+
+
+def load_pretrained(auto_class: Any, path: Path, **options: Any) -> Any:
+    """`auto_class.from_pretrained` in fp32 from safetensors. Raises ModelError."""
+    try:
+        return auto_class.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, local_files_only=True, **options
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """A model directory's tokenizer, with a pad token (the end-of-text token if it has none)."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} has no tokenizer that loads: {str(error)[:300]}") from None
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"{path}: the tokenizer has neither a pad nor an end-of-text token")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def max_positions(path: Path) -> int:
+    """Longest sequence in tokens that a model directory's architecture takes."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True)
+    return int(getattr(config, "max_position_embeddings", 0) or 2**31)
+
+
+def best_device() -> torch.device:
+    """The accelerator that this process was given, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of matrix products under `precision`, or None for fp32.
+
+    `auto` is bf16 on a GPU that has it and on a CPU with AMX tiles, where it is several times
+    faster; on other CPUs bf16 is emulated and slower than fp32.
+    """
+    if precision == "auto":
+        if device.type == "cuda":
+            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        fast = torch.cpu._is_amx_tile_supported()
+        return torch.bfloat16 if fast else None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

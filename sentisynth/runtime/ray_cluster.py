@@ -1,0 +1,117 @@
+"""Connecting to Ray, and where the stages of the stream go on it."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import ray
+
+from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
+from sentisynth.errors import PlacementError
+
+_OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
+SCREEN_CPUS = 0.1
+WRITE_CPUS = 0.05
+_SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
+
+
+@contextmanager
+def connected() -> Iterator[None]:
+    """A Ray session: the one of RAY_ADDRESS (a job has one), or one on this machine alone.
+
+    A local session listens on loopback and starts no dashboard. A session that this process has
+    already is used and left as it is.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if not os.environ.get("RAY_ADDRESS"):
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "_node_ip_address": "127.0.0.1",
+            "object_store_memory": _OBJECT_STORE_BYTES,
+        }
+    ray.init(**options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolPlacement:
+    """What Ray is asked for: `min_actors` to `max_actors`, each with these CPUs and GPUs."""
+
+    min_actors: int
+    max_actors: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where generation and verification run."""
+
+    generate: PoolPlacement
+    verify: PoolPlacement
+
+
+def place_stream(config: SynthesisConfig, resources: dict[str, float]) -> Placement:
+    """Fit both pools on a cluster's CPUs and GPUs. Raises PlacementError if it never can.
+
+    On CPUs, generation gets an actor a CPU and verification one or more, on even shares; a machine
+    with one CPU runs both. On GPUs, each gets half of every GPU.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    spare = cpus - SCREEN_CPUS - WRITE_CPUS
+    wanted = [config.generate_pool, config.verify_pool]
+    names = ["synthesis.generate_pool", "synthesis.verify_pool"]
+    placed = [_place_pool(pool, cpus, gpus, n) for pool, n in zip(wanted, (1.0, 0.5), strict=True)]
+    for kind, total in (("cpus", spare), ("gpus", gpus)):
+        needed = sum(p.min_actors * getattr(p, kind) for p in placed)
+        if needed > total + 1e-9:
+            raise PlacementError(
+                f"{names[0]} and {names[1]} need {needed:g} {kind} at their smallest, the cluster "
+                f"has {total:g} for them; lower min_actors or {kind}, or add nodes"
+            )
+    return Placement(generate=placed[0], verify=placed[1])
+
+
+def _place_pool(pool: PoolConfig, cpus: float, gpus: float, actors_a_cpu: float) -> PoolPlacement:
+    own_gpus = pool.gpus if pool.gpus is not None else (0.5 if gpus else 0.0)
+    if own_gpus:
+        most = pool.max_actors or max(pool.min_actors, int(gpus))
+        share = min(1.0, _SHARE_OF_CPUS * cpus / (2 * most))
+    else:
+        most = pool.max_actors or max(pool.min_actors, int(cpus * actors_a_cpu), 1)
+        share = _SHARE_OF_CPUS * cpus / (2 * most)
+    own_cpus = pool.cpus if pool.cpus is not None else max(0.01, round(share, 2))
+    return PoolPlacement(
+        min_actors=pool.min_actors, max_actors=most, cpus=own_cpus, gpus=own_gpus
+    )
+
+
+def place_training(config: TrainConfig, resources: dict[str, float]) -> dict[str, float]:
+    """CPUs and GPUs of one training worker. Raises PlacementError if they are not there."""
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    own_gpus = config.gpus_per_worker
+    if own_gpus is None:
+        own_gpus = 1.0 if gpus >= config.workers else 0.0
+    if own_gpus * config.workers > gpus:
+        raise PlacementError(
+            f"{config.workers} training workers with {own_gpus:g} GPUs each need "
+            f"{own_gpus * config.workers:g} GPUs, the cluster has {gpus:g}; lower train.workers or "
+            f"train.gpus_per_worker"
+        )
+    own_cpus = int(cpus // config.workers)
+    if own_cpus < 1:
+        raise PlacementError(
+            f"{config.workers} training workers need a CPU each, the cluster has {cpus:g}; "
+            f"lower train.workers"
+        )
+    return {"CPU": min(own_cpus, 8) if own_gpus else own_cpus, "GPU": own_gpus}

@@ -1,0 +1,165 @@
+"""MLflow: one parent run a pipeline, one child run a stage. The one user of MLflow."""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sentisynth.config.types import RunConfig
+from sentisynth.data.files import write_json
+from sentisynth.errors import RunDirectoryError
+
+_PARENT = "mlflow.parentRunId"
+_ILLEGAL = re.compile(r"[^\w\-./ ]")
+
+
+class StageLog:
+    """The MLflow run of one stage."""
+
+    def __init__(self, client: Any, run_id: str) -> None:
+        self._client, self._run_id = client, run_id
+
+    def metrics(self, figures: dict[str, Any], step: int = 0) -> None:
+        """Numbers of a nested mapping under dotted names; what is no number is left out."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        numbers = {
+            _ILLEGAL.sub("_", name): float(value)
+            for name, value in flatten(figures).items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        entries = [Metric(name, value, now, step) for name, value in numbers.items()]
+        for start in range(0, len(entries), 500):
+            self._client.log_batch(self._run_id, metrics=entries[start : start + 500])
+
+    def params(self, values: dict[str, Any]) -> None:
+        """A nested mapping under dotted names."""
+        from mlflow.entities import Param
+
+        entries = [
+            Param(_ILLEGAL.sub("_", name), str(value)) for name, value in flatten(values).items()
+        ]
+        for start in range(0, len(entries), 100):
+            self._client.log_batch(self._run_id, params=entries[start : start + 100])
+
+    def dataset(self, name: str, path: Path, digest: str, n_rows: int) -> None:
+        """A data file that went in, with its sha256."""
+        from mlflow.entities import Dataset, DatasetInput
+
+        entry = Dataset(
+            name=name,
+            digest=digest[:36],
+            source_type="local",
+            source=json.dumps({"uri": str(path)}),
+            profile=json.dumps({"num_rows": n_rows, "sha256": digest}),
+        )
+        self._client.log_inputs(self._run_id, datasets=[DatasetInput(entry)])
+
+    def artifacts(self, path: Path, name: str) -> None:
+        """A directory or a file that came out."""
+        if path.is_dir():
+            self._client.log_artifacts(self._run_id, str(path), name)
+        else:
+            self._client.log_artifact(self._run_id, str(path))
+
+
+class Tracker:
+    """The parent run of a run directory. The same directory goes on with the same MLflow run."""
+
+    def __init__(self, config: RunConfig, directory: Path) -> None:
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        import logging
+
+        logging.getLogger("mlflow").setLevel(logging.ERROR)
+        logging.getLogger("alembic").setLevel(logging.ERROR)
+        from mlflow import MlflowClient
+
+        own = directory.resolve() / "mlflow"
+        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        is_own = uri is None
+        if is_own:
+            own.mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{own / 'mlflow.db'}"
+        self.uri = uri
+        self._client = MlflowClient(tracking_uri=uri)
+        self._file = directory / "mlflow.json"
+        self._experiment = self._experiment_id(
+            config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
+        )
+        self.run_id = self._continued(config) or self._started(config)
+        self.log = StageLog(self._client, self.run_id)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[StageLog]:
+        """A child run, ended with what happened in the block."""
+        run = self._client.create_run(
+            self._experiment, tags={_PARENT: self.run_id, "stage": name}, run_name=name
+        )
+        with self._ending(run.info.run_id):
+            yield StageLog(self._client, run.info.run_id)
+
+    @contextmanager
+    def parent(self) -> Iterator[None]:
+        """The parent run, ended with what happened in the block."""
+        with self._ending(self.run_id):
+            yield
+
+    @contextmanager
+    def _ending(self, run_id: str) -> Iterator[None]:
+        status = "FAILED"
+        try:
+            yield
+            status = "FINISHED"
+        except KeyboardInterrupt:
+            status = "KILLED"
+            raise
+        finally:
+            self._client.set_terminated(run_id, status)
+
+    def _experiment_id(self, name: str, artifacts: str | None) -> str:
+        found = self._client.get_experiment_by_name(name)
+        if found is None:
+            return str(self._client.create_experiment(name, artifact_location=artifacts))
+        return str(found.experiment_id)
+
+    def _continued(self, config: RunConfig) -> str | None:
+        if not self._file.is_file():
+            return None
+        try:
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+            if known["uri"] != self.uri or known["experiment"] != config.tracking.experiment:
+                return None
+        except (ValueError, KeyError):
+            raise RunDirectoryError(f"{self._file} is damaged; remove it") from None
+        self._client.update_run(known["run_id"], status="RUNNING")
+        return str(known["run_id"])
+
+    def _started(self, config: RunConfig) -> str:
+        run = self._client.create_run(self._experiment, run_name=config.name)
+        run_id = str(run.info.run_id)
+        write_json(
+            self._file,
+            {"uri": self.uri, "experiment": config.tracking.experiment, "run_id": run_id},
+        )
+        StageLog(self._client, run_id).params(config.model_dump(mode="json"))
+        return run_id
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists under dotted names."""
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list | tuple):
+        items = enumerate(value)  # type: ignore[assignment]
+    else:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, child in items:
+        flat |= flatten(child, f"{prefix}.{key}" if prefix else str(key))
+    return flat

@@ -1,0 +1,95 @@
+"""Ray Train: runs a training job of `training.jobs` on workers."""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from sentisynth.config.types import TrainConfig
+from sentisynth.errors import SentisynthError
+from sentisynth.runtime.ray_cluster import place_training
+
+Report = Callable[[dict[str, Any]], None]
+_POLL_S = 0.5
+
+
+class _Reports:
+    """An actor that keeps what the first worker reports until the driver fetches it."""
+
+    def __init__(self) -> None:
+        self._entries: list[dict[str, Any]] = []
+
+    def add(self, entry: dict[str, Any]) -> None:
+        self._entries.append(entry)
+
+    def take(self) -> list[dict[str, Any]]:
+        entries, self._entries = self._entries, []
+        return entries
+
+
+def run_training(
+    job: Callable[[Report], None], config: TrainConfig, storage: Path, on_report: Report
+) -> None:
+    """Run `job(report)` on every worker and pass what the first one reports to `on_report`.
+
+    `storage` is shared by all nodes, holds Ray Train's own state meanwhile, and is removed.
+    Raises the SentisynthError of a worker as it is.
+    """
+    placed = place_training(config, ray.cluster_resources())
+    reports = ray.remote(_Reports).options(num_cpus=0).remote()
+
+    def worker() -> None:
+        torch.set_num_threads(int(placed["CPU"]))
+        first = ray.train.get_context().get_world_rank() == 0
+        job(lambda entry: ray.get(reports.add.remote(entry)) if first else None)
+
+    trainer = TorchTrainer(
+        worker,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=placed["GPU"] > 0,
+            resources_per_worker={k: v for k, v in placed.items() if v},
+        ),
+        run_config=ray.train.RunConfig(storage_path=str(storage), name="train"),
+    )
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    finished = threading.Event()
+    poller = threading.Thread(target=_poll, args=(reports, on_report, finished), daemon=True)
+    poller.start()
+    try:
+        trainer.fit()
+    except TrainingFailedError as error:
+        raise _user_error(error) or error from None
+    finally:
+        finished.set()
+        poller.join()
+        ray.kill(reports)
+        shutil.rmtree(storage, ignore_errors=True)
+
+
+def _poll(reports: Any, on_report: Report, finished: threading.Event) -> None:
+    last = False
+    while not last:
+        last = finished.wait(_POLL_S)
+        for entry in ray.get(reports.take.remote()):
+            on_report(entry)
+
+
+def _user_error(error: TrainingFailedError) -> SentisynthError | None:
+    for failure in getattr(error, "worker_failures", {}).values():
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, SentisynthError):
+                return cause
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return None

@@ -1,0 +1,68 @@
+"""Screens: cheap reasons to reject a candidate before the teacher sees it. No torch, no Ray."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from sentisynth import schema
+from sentisynth.config.types import ScreensConfig
+from sentisynth.data.duplicates import DuplicateIndex, Sketch, sketch
+from sentisynth.data.text import is_printable, words
+
+
+class Screen:
+    """Fills `reject_reason` with the first screen that a candidate fails; null if it passes.
+
+    A leak is a text equal or near to one of validation or test, a seed copy the same for the seed.
+    Duplicates are found within the table; across units they are found in index order by the ledger.
+    """
+
+    def __init__(
+        self, config: ScreensConfig, evaluation_texts: Sequence[str], seed_texts: Sequence[str]
+    ) -> None:
+        self._config = config
+        self._evaluation = DuplicateIndex(config.near_duplicates, evaluation_texts)
+        self._seed = DuplicateIndex(config.near_duplicates, seed_texts)
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        earlier = DuplicateIndex(self._config.near_duplicates)
+        reasons: list[str | None] = []
+        pairs = zip(
+            table[schema.TEXT].to_pylist(), table[schema.N_TOKENS].to_pylist(), strict=True
+        )
+        for text, n_tokens in pairs:
+            reason = self._of_itself(text, n_tokens)
+            if reason is None:
+                item = sketch(text)
+                reason = self._of_others(item, earlier)
+                if reason is None:
+                    earlier.add(item)
+            reasons.append(reason)
+        column = table.schema.get_field_index(schema.REJECT_REASON)
+        field = schema.POOL.field(schema.REJECT_REASON)
+        return table.set_column(column, field, pa.array(reasons, pa.string()))
+
+    def _of_itself(self, text: str, n_tokens: int) -> str | None:
+        if not text:
+            return schema.EMPTY
+        if n_tokens < self._config.min_tokens:
+            return schema.TOO_SHORT
+        if not is_printable(text, self._config.charset):
+            return schema.CHARSET
+        if repetition(text) > self._config.max_repetition:
+            return schema.REPETITION
+        return None
+
+    def _of_others(self, item: Sketch, earlier: DuplicateIndex) -> str | None:
+        if item in self._evaluation:
+            return schema.LEAK
+        if item in self._seed:
+            return schema.SEED_COPY
+        return schema.DUPLICATE if item in earlier else None
+
+
+def repetition(text: str) -> float:
+    """Share in [0, 1] of word pairs that repeat an earlier pair; of words, where there are two."""
+    found = words(text)
+    items: list[object] = list(zip(found, found[1:], strict=False)) if len(found) > 2 else [*found]
+    return 1 - len(set(items)) / len(items) if items else 0.0
