@@ -1,11 +1,13 @@
 """The command line. Exit status 0: what was asked for is there; 1: `check` found damage;
-2: a mistake that the message tells how to mend; 130: interrupted."""
+2: a mistake that the message tells how to mend; 130: interrupted.
+"""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sentisynth import __version__
 from sentisynth.config.load import load_config, recipe_names
@@ -20,7 +22,7 @@ _STAGE_HELP = {
     "run": "the whole pipeline: teacher, generator, synthesis, dataset, student, evaluation",
     "teacher": "stage A: fine-tune the teacher on the seed rows",
     "generator": "stage B: fine-tune the generator on the seed rows",
-    "synthesize": "stages C and D: generate and verify until the quota is there, select the dataset",
+    "synthesize": "stages C and D: generate and verify up to the quota, select the dataset",
     "distil": "stage E: train the student with and without the synthetic rows",
     "evaluate": "metrics.json and report.html from what is there",
 }
@@ -29,6 +31,8 @@ _STAGE_HELP = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     arguments = _parse(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return int(arguments.command(arguments))
     except SentisynthError as error:
@@ -87,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _recipe_command(commands: argparse._SubParsersAction, name: str, text: str):  # type: ignore[no-untyped-def,type-arg]
+def _recipe_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:
     sub = commands.add_parser(
         name,
         help=text,
@@ -98,6 +102,7 @@ def _recipe_command(commands: argparse._SubParsersAction, name: str, text: str):
     sub.add_argument("recipe", metavar="RECIPE", help="a built-in recipe or a YAML file")
     sub.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
     sub.add_argument("--out", type=Path, help="run directory (default runs/NAME)")
+    assert isinstance(sub, argparse.ArgumentParser)
     return sub
 
 
@@ -119,7 +124,8 @@ def _stage(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.recipe, arguments.overrides)
     from sentisynth.flows.pipeline import STAGES, opened
 
-    with opened(config, arguments.out or Path("runs") / config.name, arguments.overwrite) as session:
+    out = arguments.out or Path("runs") / config.name
+    with opened(config, out, arguments.stage, arguments.overwrite) as session:
         for step in STAGES[arguments.stage]:
             step(session)
     return 0

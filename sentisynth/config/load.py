@@ -13,6 +13,12 @@ from sentisynth.config.types import RunConfig
 from sentisynth.errors import ConfigError
 
 _RECIPES = resources.files("sentisynth.config") / "recipes"
+_REFERENCES = {
+    "data": ("source", "validation", "test"),
+    "teacher": ("model",),
+    "generator": ("model",),
+    "student": ("model",),
+}
 _TYPE_WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -37,6 +43,7 @@ def load_config(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Run
     values = _read_recipe(recipe)
     for override in overrides:
         _apply(values, override)
+    _make_absolute(values)
     return parse_config(values)
 
 
@@ -46,6 +53,17 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
         return RunConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_sentence(error.errors()[0])) from None
+
+
+def read_run_config(run: Path) -> RunConfig:
+    """The configuration that a run directory was last used with. Raises ConfigError."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(f"{run} has no config.yaml; it is not a run directory")
+    values = _mapping(path.read_text(encoding="utf-8"), str(path))
+    for key in ("versions", "fingerprint"):
+        values.pop(key, None)
+    return parse_config(values)
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -69,13 +87,17 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
             f"there is no recipe or file {recipe!r}; "
             f"{hint or 'built-in recipes are ' + ', '.join(recipe_names())}"
         )
+    return _mapping(text, recipe)
+
+
+def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{recipe} is not valid YAML: {reason}") from None
+        raise ConfigError(f"{name} is not valid YAML: {reason}") from None
     if not isinstance(values, dict):
-        raise ConfigError(f"{recipe} holds no keys; a recipe is a YAML mapping such as `name: x`")
+        raise ConfigError(f"{name} holds no keys; a recipe is a YAML mapping such as `name: x`")
     return values
 
 
@@ -96,6 +118,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(_unknown_key(key))
         values = child
     values[last] = value
+
+
+def _make_absolute(values: dict[str, Any]) -> None:
+    """References to what is here become absolute paths: workers may run in another directory."""
+    for section, keys in _REFERENCES.items():
+        part = values.get(section)
+        for key in keys:
+            reference = part.get(key) if isinstance(part, dict) else None
+            if isinstance(reference, str) and Path(reference).expanduser().exists():
+                assert isinstance(part, dict)
+                part[key] = str(Path(reference).expanduser().resolve())
 
 
 def _unknown_key(key: str) -> str:

@@ -26,7 +26,7 @@ class Config(BaseModel):
 
 class DataConfig(Config):
     source: str
-    """Labelled rows to draw the seed from: a reference, or a .parquet, .csv, .tsv or .jsonl file."""
+    """Labelled rows to draw the seed from: a reference, or a .parquet, .csv, .tsv, .jsonl file."""
     validation: str | PositiveInt
     """Real rows for early stopping: a reference, or how many rows to hold out of the source."""
     test: str | PositiveInt

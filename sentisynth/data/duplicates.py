@@ -50,7 +50,9 @@ class DuplicateIndex:
         self._threshold = threshold
         self._exact: set[str] = set()
         self._shingles: list[frozenset[str]] = []
-        self._lsh = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS) if threshold < 1 else None
+        self._lsh = (
+            MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS) if threshold < 1 else None
+        )
         for text in texts:
             self.add(sketch(text))
 

@@ -16,7 +16,7 @@ SCORED = (schema.ACCEPTED, schema.WRONG_LABEL, schema.BELOW_TAU)
 
 
 def softmax(logits_NK: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """softmax(logits / T) over the last axis, in float64."""
+    """Probabilities of logits / T over the last axis, in float64."""
     scaled = np.asarray(logits_NK, dtype=np.float64) / temperature
     scaled = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     return scaled / scaled.sum(axis=-1, keepdims=True)

@@ -122,5 +122,3 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     for key, child in value.items():
         flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
     return flat
-
-

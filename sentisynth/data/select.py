@@ -77,7 +77,7 @@ def split_synthetic(synthetic: pa.Table, seed: int) -> dict[str, pa.Table]:
     random = np.random.default_rng(derive_seed(seed, "synthetic split"))
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
-        n_held = int(round(_HELD_OUT * len(rows)))
+        n_held = round(_HELD_OUT * len(rows))
         part[rows[:n_held]], part[rows[n_held : 2 * n_held]] = 1, 2
     return {
         name: synthetic.filter(pa.array(part == i))
@@ -102,7 +102,9 @@ def _dataset_rows(
             schema.SOFT_LABELS: list(softmax(logits_NK, temperature).astype(np.float32)),
             schema.WEIGHTS: np.full(n, weight, dtype=np.float32),
             schema.IS_SYNTH: np.full(n, candidate_ids is not None),
-            schema.CANDIDATE_ID: pa.nulls(n, pa.string()) if candidate_ids is None else candidate_ids,
+            schema.CANDIDATE_ID: pa.nulls(n, pa.string())
+            if candidate_ids is None
+            else candidate_ids,
         },
         schema=schema.DATASET,
     )

@@ -37,4 +37,6 @@ def is_printable(text: str, charset: str) -> bool:
         return True
     if charset == "ascii":
         return text.isascii()
-    return all(ord(c) < 0x250 or 0x1E00 <= ord(c) < 0x1F00 or 0x2010 <= ord(c) < 0x2040 for c in text)
+    return all(
+        ord(c) < 0x250 or 0x1E00 <= ord(c) < 0x1F00 or 0x2010 <= ord(c) < 0x2040 for c in text
+    )

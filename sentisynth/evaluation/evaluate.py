@@ -59,9 +59,7 @@ def evaluate_run(
 
 def _arm(path: Path, name: str, title: str, n_classes: int) -> dict[str, Any]:
     found = read_json(path / "metrics.json")
-    splits = {
-        split: classification(*_predictions(path, split), n_classes) for split in REAL_SPLITS
-    }
+    splits = {split: classification(*_predictions(path, split), n_classes) for split in REAL_SPLITS}
     kept = {key: found[key] for key in ("parameters", "best_step", "steps", "seconds")}
     return {"name": name, "title": title, **kept, **splits}
 

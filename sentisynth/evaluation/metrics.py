@@ -50,8 +50,9 @@ def paired_bootstrap(
     differences = []
     for _ in range(_RESAMPLES):
         rows = random.integers(0, len(labels_N), len(labels_N))
-        b, a = macro_f1(labels_N[rows], b_N[rows], n_classes), macro_f1(
-            labels_N[rows], a_N[rows], n_classes
+        b, a = (
+            macro_f1(labels_N[rows], b_N[rows], n_classes),
+            macro_f1(labels_N[rows], a_N[rows], n_classes),
         )
         differences.append(b - a)
     low, high = np.percentile(differences, [2.5, 97.5])
@@ -62,7 +63,8 @@ def paired_bootstrap(
 def distinct_n(texts: Sequence[str], n: int) -> float:
     """Distinct n-grams over all n-grams of white-space tokens, the corpus taken as one (Li et al.,
     "A diversity-promoting objective function for neural conversation models", 2016, section 5).
-    Falls as the corpus grows: compare sets of one size."""
+    Falls as the corpus grows: compare sets of one size.
+    """
     seen: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:

@@ -46,23 +46,27 @@ class Console:
                 failed = False
             finally:
                 self._live, last = None, self._last
-        took = _duration(time.monotonic() - self._started)
+        took = duration(time.monotonic() - self._started)
         mark = ("x ", "red") if failed else ("✓ ", "green")
         self._progress.print(Text.assemble(mark, (title, "bold"), f"  {took}  {last}"))
 
     def progress(self, text: str) -> None:
         """Replace the line of progress of the stage at work."""
         self._last = text
-        took = _duration(time.monotonic() - self._started)
+        took = duration(time.monotonic() - self._started)
         if self._live is not None and self._progress.is_terminal:
-            self._live.update(Text.assemble(("… ", "cyan"), (self._title, "bold"), f"  {took}  {text}"))
+            self._live.update(
+                Text.assemble(("… ", "cyan"), (self._title, "bold"), f"  {took}  {text}")
+            )
         elif time.monotonic() - self._printed >= _PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            self._progress.print(f"… {self._title}  {took}  {text}", markup=False)
+            self.note(f"… {self._title}  {took}  {text}")
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table of results; the first column is text, the others are figures."""
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
+        )
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
@@ -83,27 +87,13 @@ def training_line(entry: dict[str, Any]) -> str:
         "perplexity": ("perplexity", "{:.1f}"),
         "train_loss": ("loss", "{:.3f}"),
     }
-    told = [f"{name} {form.format(entry[key])}" for key, (name, form) in figures.items() if key in entry]
+    told = [
+        f"{name} {form.format(entry[key])}" for key, (name, form) in figures.items() if key in entry
+    ]
     return f"step {entry['step']}/{entry['total_steps']}  " + "  ".join(told)
 
 
-def synthesis_line(
-    accepted: dict[str, int], quota: int, generated: int, n_tokens: int, seconds: float
-) -> str:
-    """The stream's line: accepted rows by class, acceptance rate, rows/s, tokens/s, time left."""
-    counted = "  ".join(f"{name} {min(n, quota)}/{quota}" for name, n in accepted.items())
-    if not generated or seconds <= 0:
-        return f"{counted}  models are loading"
-    rate = sum(accepted.values()) / generated
-    rows_s, tokens_s = generated / seconds, n_tokens / seconds
-    slowest = max(quota - n for n in accepted.values())
-    got = min(accepted.values())
-    left = seconds * slowest / got if got else None
-    told_left = f"{_duration(left)} left" if left is not None else "time left unknown"
-    return f"{counted}  accepted {rate:.0%}  {rows_s:.0f} rows/s  {tokens_s:.0f} tokens/s  {told_left}"
-
-
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

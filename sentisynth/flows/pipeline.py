@@ -5,6 +5,7 @@ seed rows ─► teacher, generator ─► [plan ─► generate ─► screen �
 """
 
 import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -21,6 +22,8 @@ from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, write_config
 from sentisynth.flows.synthesize import build_dataset, synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
+from sentisynth.models.classifier import FRESH
+from sentisynth.models.loading import resolve_model
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.tracking import StageLog, Tracker
 from sentisynth.training.jobs import ARMS
@@ -39,8 +42,7 @@ def run(session: Session) -> None:
 
 def prepare_corpus(session: Session) -> None:
     """Read, check and split the real rows."""
-    config = session.config
-    corpus = load_corpus(config.data, config.seed)
+    config, corpus = session.config, session.corpus
     digests = {name: table_digest(table) for name, table in corpus.splits().items()}
     parts = {"labels": list(config.data.labels), **digests}
 
@@ -75,19 +77,53 @@ STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
 }
 
 
+_STARTS_FROM = {
+    "run": ("teacher", "generator", "student"),
+    "teacher": ("teacher",),
+    "generator": ("generator",),
+    "distil": ("student",),
+}
+
+
 @contextmanager
-def opened(config: RunConfig, out: Path, overwrite: bool = False) -> Iterator[Session]:
-    """A locked run directory, a Ray session and an MLflow run, for the stages of one command."""
+def opened(
+    config: RunConfig, out: Path, command: str = "run", overwrite: bool = False
+) -> Iterator[Session]:
+    """A locked run directory, a Ray session and an MLflow run, for the stages of one command.
+
+    Data and starting models are read before anything is made: a mistake in them costs nothing.
+    """
+    corpus = load_corpus(config.data, config.seed)
+    for section in _STARTS_FROM.get(command, ()):
+        reference = getattr(config, section).model
+        if not reference.startswith(FRESH):
+            resolve_model(reference)
     directory, console = RunDirectory(out.resolve(), overwrite), Console()
     with directory.locked():
-        write_config(config, directory, versions())
+        if not (directory.path / "config.yaml").is_file():
+            write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
         tracker = Tracker(config, directory.path)
         with connected(), tracker.parent():
-            yield Session(config=config, directory=directory, tracker=tracker, console=console)
+            yield Session(
+                config=config,
+                corpus=corpus,
+                directory=directory,
+                tracker=tracker,
+                console=console,
+            )
+            write_config(config, directory, versions())
 
 
-def versions() -> dict[str, Any]:
-    """What config.yaml records of the software."""
+def versions() -> dict[str, str]:
+    """What config.yaml records of the software; the commit where the package is a checkout."""
     names = ("sentisynth", "ray", "torch", "transformers", "datasets", "mlflow", "pyarrow")
-    return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+    found = {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return found
+    return {**found, "git": commit.stdout.strip()}

@@ -1,8 +1,10 @@
 """The table at the end of a run, and the page that goes with it."""
 
+from pathlib import Path
 from typing import Any
 
-from sentisynth.data.files import write_text
+from sentisynth.data.files import read_json, write_text
+from sentisynth.errors import RunDirectoryError
 from sentisynth.evaluation.report import render_report
 from sentisynth.flows.session import Session
 
@@ -51,3 +53,12 @@ def gain_sentence(gain: dict[str, Any]) -> str:
         f"The synthetic rows gave the student {points:+.1f} points of test macro-F1 "
         f"(95 % interval {low:+.1f} to {high:+.1f}: {verdict})."
     )
+
+
+def rewrite_report(path: Path) -> Path:
+    """Write report.html of a run directory anew from metrics.json, and return its path."""
+    metrics = path / "metrics.json"
+    if not metrics.is_file():
+        raise RunDirectoryError(f"there is no {metrics}; run `sentisynth evaluate` first")
+    write_text(path / "report.html", render_report(path, read_json(metrics)))
+    return path / "report.html"

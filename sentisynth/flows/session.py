@@ -11,8 +11,10 @@ import yaml
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import directory_aside, write_text
 from sentisynth.data.run_directory import RunDirectory
+from sentisynth.data.splits import Corpus
 from sentisynth.flows.console import Console
 from sentisynth.runtime.tracking import StageLog, Tracker
+from sentisynth.seeding import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,7 @@ class Session:
     """What every stage of a run works with."""
 
     config: RunConfig
+    corpus: Corpus
     directory: RunDirectory
     tracker: Tracker
     console: Console
@@ -55,5 +58,6 @@ class Session:
 
 def write_config(config: RunConfig, directory: RunDirectory, versions: dict[str, str]) -> None:
     """config.yaml: the resolved configuration and the versions that run it."""
-    values = {**config.model_dump(mode="json"), "versions": versions}
+    values = config.model_dump(mode="json")
+    values = {**values, "fingerprint": fingerprint(values), "versions": versions}
     write_text(directory.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))

@@ -21,7 +21,7 @@ from sentisynth.data.pool import (
 )
 from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
 from sentisynth.errors import QuotaError
-from sentisynth.flows.console import synthesis_line
+from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.models.loading import model_digest
@@ -92,9 +92,7 @@ def plan_parts(session: Session) -> dict[str, Any]:
     }
 
 
-def _fill(
-    session: Session, reader: PoolReader, plan: str, done: set[Any], log: StageLog
-) -> None:
+def _fill(session: Session, reader: PoolReader, plan: str, done: set[Any], log: StageLog) -> None:
     config, directory = session.config, session.directory
     names, quota = config.data.labels, config.synthesis.n_per_class
     splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
@@ -105,39 +103,30 @@ def _fill(
         pool=directory.pool,
         plan=plan,
         evaluation_texts=[
-            text for name in ("validation", "test") for text in splits[name][schema.TEXT].to_pylist()
+            text
+            for name in ("validation", "test")
+            for text in splits[name][schema.TEXT].to_pylist()
         ],
         seed_texts=splits["seed"][schema.TEXT].to_pylist(),
         done=done,
         full={label for label in range(len(names)) if reader.is_full(label)},
     )
 
-    def line(seconds: float) -> str:
-        ledgers = [tally.ledger for tally in reader.tallies]
-        accepted = {name: ledger.accepted for name, ledger in zip(names, ledgers, strict=True)}
-        generated = sum(ledger.generated for ledger in ledgers)
-        tokens = sum(ledger.n_tokens for ledger in ledgers)
-        return synthesis_line(accepted, quota, generated - before[0], tokens - before[1], seconds)
-
-    before = (
-        sum(tally.ledger.generated for tally in reader.tallies),
-        sum(tally.ledger.n_tokens for tally in reader.tallies),
-    )
-    started, logged = 0.0, time.monotonic()
-    session.console.progress(line(0))
+    progress = StreamProgress(reader, names, quota)
+    session.console.progress(progress.line())
+    logged = time.monotonic()
     for unit in stream:
-        # The first unit also waited for the models; rates count from there on.
-        started = started or time.monotonic()
         was_full = reader.is_full(unit.label)
         reader.offer(unit)
         if reader.is_full(unit.label) and not was_full:
             stream.close_label(unit.label)
-        session.console.progress(line(time.monotonic() - started))
+        progress.finished_unit(unit)
+        session.console.progress(progress.line())
         if time.monotonic() - logged > _LOG_EVERY_S:
             logged = time.monotonic()
-            for name, tally in zip(names, reader.tallies, strict=True):
-                log.metrics({"accepted": {name: tally.ledger.accepted}}, step=int(logged - started))
+            log.metrics({"stream": progress.figures()}, step=progress.units)
         if reader.all_full:
+            log.metrics({"stream": progress.figures()}, step=progress.units)
             return
     raise QuotaError(_why_hopeless(session, reader))
 

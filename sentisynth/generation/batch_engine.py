@@ -5,6 +5,8 @@ sampler never sorts the vocabulary, and rows that have ended leave the batch. Ax
 S positions, D width of a head, E width of the model, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -84,9 +86,7 @@ class BatchEngine:
         ended = torch.zeros(unit.size, dtype=torch.bool, device=device)
         for step in range(steps):
             position = len(prompt) + step
-            drawn = sample(
-                logits_BV, tokens_BS[rows, :position], uniforms_BS[rows, step], sampling
-            )
+            drawn = sample(logits_BV, tokens_BS[rows, :position], uniforms_BS[rows, step], sampling)
             drawn = torch.where(ended, self._eos_id, drawn)
             tokens_BS[rows, position] = drawn
             ended = ended | (drawn == self._eos_id)
@@ -121,7 +121,7 @@ class BatchEngine:
         return (body.ln_f(x_BSE[:, -1]) @ self._unembed_VE.T).float()
 
     def _attend(
-        self, block: nn.Module, x_BSE: torch.Tensor, cache: _Cache, layer: int, start: int
+        self, block: Any, x_BSE: torch.Tensor, cache: _Cache, layer: int, start: int
     ) -> torch.Tensor:
         b, s, e = x_BSE.shape
         qkv = _linear(x_BSE, block.attn.c_attn).view(b, s, 3, self._heads, e // self._heads)
@@ -137,8 +137,8 @@ class BatchEngine:
         return _linear(out_BHSD.transpose(1, 2).reshape(b, s, e), block.attn.c_proj)
 
 
-def _linear(x: torch.Tensor, conv1d: nn.Module) -> torch.Tensor:
-    """transformers' Conv1D: weight (in, out)."""
+def _linear(x: torch.Tensor, conv1d: Any) -> torch.Tensor:
+    """Transformers' Conv1D: weight (in, out)."""
     return torch.addmm(conv1d.bias, x.reshape(-1, x.shape[-1]), conv1d.weight).view(
         *x.shape[:-1], -1
     )

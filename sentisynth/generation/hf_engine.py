@@ -10,7 +10,8 @@ from sentisynth.seeding import derive_seed
 
 class TransformersEngine:
     """Draws from torch's generator, seeded by the unit's name: a unit is the same on any worker,
-    a candidate only within its unit."""
+    a candidate only within its unit.
+    """
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype

@@ -11,7 +11,8 @@ from sentisynth.config.types import SamplingConfig
 
 def penalise_(logits_BV: torch.Tensor, seen_BL: torch.Tensor, penalty: float) -> torch.Tensor:
     """Repetition penalty in place: logits of seen tokens, divided where positive, multiplied
-    where negative (Keskar et al., "CTRL", 2019, section 4.1; sign rule of transformers)."""
+    where negative (Keskar et al., "CTRL", 2019, section 4.1; sign rule of transformers).
+    """
     if penalty == 1.0:
         return logits_BV
     seen = logits_BV.gather(1, seen_BL)

@@ -47,13 +47,30 @@ def _download(reference: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+        path = Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
+        if not any(path.glob("*.safetensors")):
+            revision = _converted_revision(reference)
+            if revision is not None:
+                path = Path(
+                    snapshot_download(reference, revision=revision, allow_patterns=_HUB_FILES)
+                )
+        return path
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"no local directory and no Hub model could be read as {reference!r} ({reason}); "
             f"give a local directory, or check the name and the network"
         ) from None
+
+
+def _converted_revision(reference: str) -> str | None:
+    """The Hub's own safetensors conversion of a repository that has pickled weights alone."""
+    from huggingface_hub import HfApi
+
+    for entry in HfApi().get_repo_discussions(reference, author="SFconvertbot"):
+        if entry.is_pull_request and entry.title == "Adding `safetensors` variant of this model":
+            return str(entry.git_reference)
+    return None
 
 
 def model_digest(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the core's notes are not for users
     options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
         options |= {
@@ -36,11 +38,26 @@ def connected() -> Iterator[None]:
             "_node_ip_address": "127.0.0.1",
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-    ray.init(**options)
+    with _native_notes_hidden():
+        ray.init(**options)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_notes_hidden() -> Iterator[None]:
+    """Ray's core announces its log level on standard error, below Python; failures are raised."""
+    sys.stderr.flush()
+    kept, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(null)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +108,7 @@ def _place_pool(pool: PoolConfig, cpus: float, gpus: float, actors_a_cpu: float)
         most = pool.max_actors or max(pool.min_actors, int(cpus * actors_a_cpu), 1)
         share = _SHARE_OF_CPUS * cpus / (2 * most)
     own_cpus = pool.cpus if pool.cpus is not None else max(0.01, round(share, 2))
-    return PoolPlacement(
-        min_actors=pool.min_actors, max_actors=most, cpus=own_cpus, gpus=own_gpus
-    )
+    return PoolPlacement(min_actors=pool.min_actors, max_actors=most, cpus=own_cpus, gpus=own_gpus)
 
 
 def place_training(config: TrainConfig, resources: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Stage C as one Ray Data stream: plan, generate, screen, verify, write. The one user of Ray Data."""
+"""Stage C as one Ray Data stream: plan, generate, screen, verify, write."""
 
 import logging
 from collections.abc import Iterator
@@ -10,28 +10,12 @@ import pyarrow as pa
 import ray
 import ray.data
 
-from sentisynth import schema
 from sentisynth.config.types import RunConfig
-from sentisynth.data.units import Unit, nth_unit, write_unit
+from sentisynth.data.units import Unit, nth_unit
+from sentisynth.runtime.actors import AskDemand, Demand, ScreenFromStore, WriteUnit
 from sentisynth.runtime.ray_cluster import SCREEN_CPUS, WRITE_CPUS, PoolPlacement, place_stream
 from sentisynth.stages.generate import Generate
-from sentisynth.stages.screen import Screen
 from sentisynth.stages.verify import Verify
-
-
-class Demand:
-    """An actor that knows which labels still want units; generators ask it before each unit."""
-
-    def __init__(self, full: set[int]) -> None:
-        self._full = full
-
-    def wants(self, unit: Unit) -> bool:
-        """Whether the unit's label is short of its quota."""
-        return unit.label not in self._full
-
-    def close(self, label: int) -> None:
-        """The label has its quota."""
-        self._full.add(label)
 
 
 class UnitStream:
@@ -52,7 +36,6 @@ class UnitStream:
     ) -> None:
         self._config = config
         self._demand: Any = ray.remote(Demand).options(num_cpus=0).remote(full)
-        demand = self._demand
         synthesis = config.synthesis
         n_labels, size = len(config.data.labels), synthesis.unit_size
         n_units = n_labels * -(-synthesis.max_candidates_per_class // size)
@@ -61,31 +44,26 @@ class UnitStream:
         ]
         placement = place_stream(synthesis, ray.cluster_resources())
 
-        def wanted(unit: Unit) -> bool:
-            return bool(ray.get(demand.wants.remote(unit)))
-
-        def write(table: pa.Table) -> pa.Table:
-            label, index = map(int, table[schema.CANDIDATE_ID][0].as_py().split("-"))
-            unit = Unit(label, index // size, size)
-            write_unit(table, unit, pool, plan)
-            return pa.table({"label": [unit.label], "number": [unit.number]})
-
         _quieten()
         texts = ray.put((evaluation_texts, seed_texts))
         self._units = (
             ray.data.from_arrow(plan_blocks)
             .map_batches(
                 Generate,
-                fn_constructor_args=(generator, config, wanted),
+                fn_constructor_args=(generator, config, AskDemand(self._demand)),
                 **_pool(placement.generate),
             )
             .map_batches(
-                _ScreenOnRay,
-                fn_constructor_args=(config, texts),
+                ScreenFromStore,
+                fn_constructor_args=(synthesis.screens, [texts]),
                 **_pool(PoolPlacement(min_actors=1, max_actors=1, cpus=SCREEN_CPUS, gpus=0)),
             )
             .map_batches(Verify, fn_constructor_args=(teacher, config), **_pool(placement.verify))
-            .map_batches(write, batch_size=None, batch_format="pyarrow", num_cpus=WRITE_CPUS)
+            .map_batches(
+                WriteUnit,
+                fn_constructor_args=(pool, plan, size),
+                **_pool(PoolPlacement(min_actors=1, max_actors=1, cpus=WRITE_CPUS, gpus=0)),
+            )
         )
 
     def __iter__(self) -> Iterator[Unit]:
@@ -102,17 +80,6 @@ class UnitStream:
     def close_label(self, label: int) -> None:
         """Generate nothing more of this label."""
         ray.get(self._demand.close.remote(label))
-
-
-class _ScreenOnRay:
-    """The screen with its texts fetched from the object store."""
-
-    def __init__(self, config: RunConfig, texts: Any) -> None:
-        evaluation_texts, seed_texts = ray.get(texts)
-        self._screen = Screen(config.synthesis.screens, evaluation_texts, seed_texts)
-
-    def __call__(self, table: pa.Table) -> pa.Table:
-        return self._screen(table)
 
 
 def _pool(placed: PoolPlacement) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """MLflow: one parent run a pipeline, one child run a stage. The one user of MLflow."""
 
 import json
+import logging
 import os
 import re
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import write_json
 from sentisynth.errors import RunDirectoryError
+from sentisynth.seeding import fingerprint
 
 _PARENT = "mlflow.parentRunId"
 _ILLEGAL = re.compile(r"[^\w\-./ ]")
@@ -69,16 +71,17 @@ class StageLog:
 
 
 class Tracker:
-    """The parent run of a run directory. The same directory goes on with the same MLflow run."""
+    """The parent run of a run directory. The same configuration goes on with the same MLflow run,
+    another one (after --overwrite) starts a new one.
+    """
 
     def __init__(self, config: RunConfig, directory: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        import logging
-
-        logging.getLogger("mlflow").setLevel(logging.ERROR)
-        logging.getLogger("alembic").setLevel(logging.ERROR)
         from mlflow import MlflowClient
+
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
 
         own = directory.resolve() / "mlflow"
         uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
@@ -89,10 +92,15 @@ class Tracker:
         self.uri = uri
         self._client = MlflowClient(tracking_uri=uri)
         self._file = directory / "mlflow.json"
+        self._identity = {
+            "uri": uri,
+            "experiment": config.tracking.experiment,
+            "config": fingerprint(config.model_dump(mode="json")),
+        }
         self._experiment = self._experiment_id(
             config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
         )
-        self.run_id = self._continued(config) or self._started(config)
+        self.run_id = self._continued() or self._started(config)
         self.log = StageLog(self._client, self.run_id)
 
     @contextmanager
@@ -128,25 +136,23 @@ class Tracker:
             return str(self._client.create_experiment(name, artifact_location=artifacts))
         return str(found.experiment_id)
 
-    def _continued(self, config: RunConfig) -> str | None:
+    def _continued(self) -> str | None:
         if not self._file.is_file():
             return None
         try:
             known = json.loads(self._file.read_text(encoding="utf-8"))
-            if known["uri"] != self.uri or known["experiment"] != config.tracking.experiment:
-                return None
-        except (ValueError, KeyError):
+            run_id = str(known.pop("run_id"))
+        except (ValueError, KeyError, AttributeError):
             raise RunDirectoryError(f"{self._file} is damaged; remove it") from None
-        self._client.update_run(known["run_id"], status="RUNNING")
-        return str(known["run_id"])
+        if known != self._identity:
+            return None
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id
 
     def _started(self, config: RunConfig) -> str:
         run = self._client.create_run(self._experiment, run_name=config.name)
         run_id = str(run.info.run_id)
-        write_json(
-            self._file,
-            {"uri": self.uri, "experiment": config.tracking.experiment, "run_id": run_id},
-        )
+        write_json(self._file, {**self._identity, "run_id": run_id})
         StageLog(self._client, run_id).params(config.model_dump(mode="json"))
         return run_id
 

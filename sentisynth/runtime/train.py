@@ -16,24 +16,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import SentisynthError
+from sentisynth.runtime.actors import Reports
 from sentisynth.runtime.ray_cluster import place_training
 
 Report = Callable[[dict[str, Any]], None]
 _POLL_S = 0.5
-
-
-class _Reports:
-    """An actor that keeps what the first worker reports until the driver fetches it."""
-
-    def __init__(self) -> None:
-        self._entries: list[dict[str, Any]] = []
-
-    def add(self, entry: dict[str, Any]) -> None:
-        self._entries.append(entry)
-
-    def take(self) -> list[dict[str, Any]]:
-        entries, self._entries = self._entries, []
-        return entries
 
 
 def run_training(
@@ -45,7 +32,7 @@ def run_training(
     Raises the SentisynthError of a worker as it is.
     """
     placed = place_training(config, ray.cluster_resources())
-    reports = ray.remote(_Reports).options(num_cpus=0).remote()
+    reports = ray.remote(Reports).options(num_cpus=0).remote()
 
     def worker() -> None:
         torch.set_num_threads(int(placed["CPU"]))

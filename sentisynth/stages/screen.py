@@ -1,6 +1,7 @@
 """Screens: cheap reasons to reject a candidate before the teacher sees it. No torch, no Ray."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pyarrow as pa
 
@@ -27,9 +28,7 @@ class Screen:
     def __call__(self, table: pa.Table) -> pa.Table:
         earlier = DuplicateIndex(self._config.near_duplicates)
         reasons: list[str | None] = []
-        pairs = zip(
-            table[schema.TEXT].to_pylist(), table[schema.N_TOKENS].to_pylist(), strict=True
-        )
+        pairs = zip(table[schema.TEXT].to_pylist(), table[schema.N_TOKENS].to_pylist(), strict=True)
         for text, n_tokens in pairs:
             reason = self._of_itself(text, n_tokens)
             if reason is None:
@@ -64,5 +63,5 @@ class Screen:
 def repetition(text: str) -> float:
     """Share in [0, 1] of word pairs that repeat an earlier pair; of words, where there are two."""
     found = words(text)
-    items: list[object] = list(zip(found, found[1:], strict=False)) if len(found) > 2 else [*found]
+    items: list[object] = list(pairwise(found)) if len(found) > 2 else [*found]
     return 1 - len(set(items)) / len(items) if items else 0.0

@@ -95,7 +95,8 @@ def distil(
     report: Report,
 ) -> None:
     """Stage E: train a student arm. All arms get the optimiser steps that the mix gets, and are
-    evaluated as often, so that they differ in their rows and objective alone."""
+    evaluated as often, so that they differ in their rows and objective alone.
+    """
     seed = derive_seed(config.seed, "student")
     seed_all(seed)
     splits = read_splits(corpus)

@@ -134,7 +134,9 @@ class _Best:
         """Take the weights if they are better; True once patience has run out."""
         if self._sign * value > self._value:
             self._value, self._step, self._since = self._sign * value, step, 0
-            self._state = {k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()}
+            self._state = {
+                k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()
+            }
         else:
             self._since += 1
         return 0 < self._patience <= self._since
@@ -147,7 +149,7 @@ class _Best:
 
 
 def endless_batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
-    """Row numbers of one batch after another: each epoch all rows once, similar lengths together."""
+    """Row numbers of batch after batch: each epoch all rows once, similar lengths together."""
     random = np.random.default_rng(seed)
     while True:
         order = random.permutation(len(lengths))
@@ -177,6 +179,8 @@ def _rate(config: TrainConfig, total: int) -> Callable[[int], float]:
         if config.schedule == "constant":
             return 1.0
         progress = (step - warmup) / max(1, total - warmup)
-        return 1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return (
+            1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        )
 
     return share_of_peak

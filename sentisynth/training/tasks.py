@@ -123,8 +123,9 @@ class LanguageModelTask:
 
     @torch.inference_mode()
     def perplexity(self, autocast: torch.dtype | None = None) -> float:
-        """exp of the mean negative log-likelihood a token of the validation texts, the
-        end-of-text token included, each given its own class's control token."""
+        """Exp of the mean negative log-likelihood a token of the validation texts, the
+        end-of-text token included, each given its own class's control token.
+        """
         self.model.eval()
         ids = sorted(self._validation_ids, key=len)
         size = max(1, _TOKENS_PER_BATCH // len(ids[-1]))
@@ -136,9 +137,7 @@ class LanguageModelTask:
                 total, count = total + nll.item(), count + n.item()
         return math.exp(min(total / count, 700.0))
 
-    def _nll(
-        self, forward: nn.Module, rows: list[list[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _nll(self, forward: nn.Module, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
         inputs_BS, mask_BS = (x.to(self.model.device) for x in pad(rows, self._pad_id))
         logits = forward(input_ids=inputs_BS[:, :-1], attention_mask=mask_BS[:, :-1]).logits
         targets = inputs_BS[:, 1:].masked_fill(mask_BS[:, 1:] == 0, _IGNORED)

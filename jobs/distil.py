@@ -1,0 +1,13 @@
+"""Stage E as a Ray job:
+
+ray job submit --working-dir . -- python jobs/distil.py RECIPE [key=value ...] [--out DIR]
+
+RECIPE and DIR are as for `sentisynth distil`; DIR must be seen by every node.
+"""
+
+import sys
+
+from sentisynth.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["distil", *sys.argv[1:]]))

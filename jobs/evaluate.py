@@ -1,0 +1,13 @@
+"""The evaluation as a Ray job:
+
+ray job submit --working-dir . -- python jobs/evaluate.py RECIPE [key=value ...] [--out DIR]
+
+RECIPE and DIR are as for `sentisynth evaluate`; DIR must be seen by every node.
+"""
+
+import sys
+
+from sentisynth.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

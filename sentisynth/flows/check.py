@@ -1,0 +1,81 @@
+"""`sentisynth check`: is a run directory what it says it is?"""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sentisynth import schema
+from sentisynth.config.load import read_run_config
+from sentisynth.config.types import RunConfig
+from sentisynth.data.pool import check_pool
+from sentisynth.data.text import normal_form
+from sentisynth.errors import RunDirectoryError
+
+_SYNTHETIC = ("synthetic_validation", "synthetic_test")
+
+
+def check_run(path: Path) -> list[str]:
+    """What is wrong with a run, one sentence each; empty if nothing is.
+
+    Files and ledger of the pool; and of the dataset: the schema, exactly `n_per_class` synthetic
+    rows a class and none of them twice, no synthetic row in a real split, no text of the real
+    validation and test rows among what is learned from. Raises RunDirectoryError where there is
+    no run.
+    """
+    if not path.is_dir():
+        raise RunDirectoryError(f"there is no run directory {path}; check the path")
+    config = read_run_config(path)
+    problems: list[str] = []
+    if (path / "pool").is_dir():
+        problems += check_pool(path / "pool")
+    if (path / "dataset").is_dir():
+        problems += _check_dataset(path / "dataset", config)
+    if not (path / "pool").is_dir() and not (path / "dataset").is_dir():
+        problems.append(f"{path} has neither a pool nor a dataset yet")
+    return problems
+
+
+def _check_dataset(path: Path, config: RunConfig) -> list[str]:
+    tables: dict[str, pa.Table] = {}
+    problems = []
+    for name in ("train", "validation", "test", *_SYNTHETIC):
+        file = path / f"{name}.parquet"
+        try:
+            tables[name] = pq.read_table(file)
+        except (OSError, pa.ArrowException):
+            problems.append(f"{file} is missing or damaged")
+            continue
+        if not tables[name].schema.equals(schema.DATASET):
+            problems.append(f"{file} has other columns than a dataset")
+    if problems:
+        return problems
+    problems += [
+        f"{path / name}.parquet holds synthetic rows"
+        for name in ("validation", "test")
+        if any(tables[name][schema.IS_SYNTH].to_pylist())
+    ]
+    synthetic = pa.concat_tables(
+        table.filter(table[schema.IS_SYNTH])
+        for table in (tables["train"], *(tables[name] for name in _SYNTHETIC))
+    )
+    problems += _check_quota(synthetic, config)
+    learned = set(map(normal_form, tables["train"][schema.TEXT].to_pylist()))
+    for name in ("validation", "test"):
+        shared = learned & set(map(normal_form, tables[name][schema.TEXT].to_pylist()))
+        if shared:
+            problems.append(f"{len(shared)} texts of train.parquet are in {name}.parquet as well")
+    return problems
+
+
+def _check_quota(synthetic: pa.Table, config: RunConfig) -> list[str]:
+    labels, quota = synthetic[schema.LABELS].to_pylist(), config.synthesis.n_per_class
+    problems = [
+        f"class {name} has {labels.count(label)} synthetic rows, not {quota}"
+        for label, name in enumerate(config.data.labels)
+        if labels.count(label) != quota
+    ]
+    ids = synthetic[schema.CANDIDATE_ID].to_pylist()
+    if len(set(ids)) != len(ids):
+        problems.append(f"{len(ids) - len(set(ids))} candidates are in the dataset twice")
+    return problems

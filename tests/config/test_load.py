@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from sentisynth.config.load import known_keys, load_config, read_run_config, recipe_names
+from sentisynth.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", ["quickstart", "rotten_tomatoes", "sst2"])
+def test_built_in_recipes_load_and_say_what_they_are(name: str) -> None:
+    assert name in recipe_names()
+    assert load_config(name).description
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("synthesis.taw=0.5", "unknown key 'synthesis.taw'; did you mean 'synthesis.tau'?"),
+        ("tau=0.5", "unknown key 'tau'; did you mean 'synthesis.tau'?"),
+        ("synthesis.tau=1.5", "synthesis.tau is 1.5; it must be at most 1"),
+        ("teacher.train.epochs=0", "teacher.train.epochs is 0; it must be at least 1"),
+        ("teacher.train.epochs=many", "it must be a whole number"),
+        ("student.train.learning_rate=0", "it must be greater than 0"),
+        ("student.train.schedule=up", "it must be 'linear', 'cosine' or 'constant'"),
+        ("data=3", "data is 3; it must be a mapping"),
+        ("data.labels=[one]", "it must be a list of at least 2"),
+        ("data.labels=[a, a]", "names a class twice"),
+        ("data.validation=0", "0 rows cannot be held out"),
+        ("data.source.deeper=1", "unknown key 'data.source.deeper'"),
+        ("name=../elsewhere", "name is '../elsewhere'"),
+        ("synthesis.max_candidates_per_class=5", "at least synthesis.n_per_class, which is 2000"),
+        ("generator.prompts={positive: [so]}", "one for each of data.labels: negative, positive"),
+        ("synthesis.verify_pool={min_actors: 3, max_actors: 1}", "must be at least min_actors"),
+        ("distil.alpha", "'distil.alpha' is not an override; write key=value"),
+    ],
+)
+def test_a_mistake_is_one_sentence_with_the_key_and_the_remedy(override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [override])
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        load_config("quickstrat")
+
+
+@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", ""])
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"r\.yaml"):
+        load_config(str(tmp_path / "r.yaml"))
+
+
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("name: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(str(tmp_path / "r.yaml"))
+
+
+def test_overrides_reach_any_depth_and_numbers_may_be_written_as_usual() -> None:
+    config = load_config("quickstart", ["teacher.train.learning_rate=5e-5", "synthesis.tau=0.7"])
+    assert config.teacher.train.learning_rate == 5e-5
+    assert config.synthesis.tau == 0.7
+    assert config.teacher.train.batch_size == 32  # what stood beside it is still there
+
+
+def test_relative_paths_become_absolute(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small_data)
+    config = load_config("quickstart", ["data.source=train.parquet"])
+    assert config.data.source == str(small_data / "train.parquet")
+
+
+def test_a_configuration_cannot_be_changed() -> None:
+    config = load_config("quickstart")
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 3  # type: ignore[misc]
+
+
+def test_config_yaml_of_a_run_reads_back_the_same(finished_run: Path) -> None:
+    config = read_run_config(finished_run)
+    assert config.synthesis.n_per_class == 30
+
+
+def test_the_keys_of_the_contract_exist() -> None:
+    contract = """name seed data.source data.text_column data.label_column data.labels data.n_seed
+        data.validation data.test teacher.model teacher.train generator.model
+        generator.control_tokens generator.prompts generator.frozen_blocks generator.train
+        synthesis.n_per_class synthesis.tau synthesis.max_candidates_per_class synthesis.unit_size
+        synthesis.engine synthesis.sampling.max_new_tokens synthesis.sampling.temperature
+        synthesis.sampling.top_k synthesis.sampling.top_p synthesis.sampling.repetition_penalty
+        synthesis.screens.min_tokens synthesis.screens.charset synthesis.screens.max_repetition
+        synthesis.screens.near_duplicates synthesis.generate_pool.min_actors
+        synthesis.verify_pool.max_actors synthesis.generate_pool.gpus synthesis.verify_pool.cpus
+        student.model student.train distil.alpha distil.beta distil.temperature tracking.uri
+        tracking.experiment student.train.engine student.train.workers student.train.epochs
+        student.train.gpus_per_worker student.train.batch_size student.train.learning_rate
+        student.train.schedule student.train.warmup_ratio student.train.precision
+        student.train.early_stopping"""
+    assert set(contract.split()) <= set(known_keys())

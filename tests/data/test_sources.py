@@ -1,0 +1,130 @@
+"""Each kind of file, and each bad input: one sentence that names the file, the row and the value."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sentisynth.config.types import DataConfig
+from sentisynth.data.sources import read_rows
+from sentisynth.errors import DataError
+
+TEXTS = ['A  fine\tfilm , "really" .', "dull , then worse", "it works"]
+LABELS = ["good", "bad", "good"]
+
+
+def config(**changes: object) -> DataConfig:
+    values = {"source": "x", "validation": 1, "test": 1, "labels": ("bad", "good")}
+    return DataConfig.model_validate({**values, **changes})
+
+
+def write(path: Path, rows: list[tuple[object, object]]) -> str:
+    """The rows in the file's own format."""
+    if path.suffix == ".parquet":
+        texts, labels = zip(*rows, strict=True)
+        pq.write_table(pa.table({"text": list(texts), "label": list(labels)}), path)
+    elif path.suffix == ".jsonl":
+        lines = [json.dumps({"text": t, "label": y}) for t, y in rows]
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    elif path.suffix == ".csv":
+        quoted = ['"' + str(t).replace('"', '""') + f'",{y}' for t, y in rows]
+        path.write_text("text,label\n" + "\n".join(quoted) + "\n", encoding="utf-8")
+    else:
+        lines = [f"{str(t).replace(chr(9), ' ')}\t{y}" for t, y in rows]
+        path.write_text("text\tlabel\n" + "\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl"])
+def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path, suffix: str) -> None:
+    file = write(tmp_path / f"rows{suffix}", list(zip(TEXTS, LABELS, strict=True)))
+    table = read_rows(file, config())
+    assert table["labels"].to_pylist() == [1, 0, 1]
+    assert table["text"].to_pylist() == [
+        'a fine film , "really" .',
+        "dull , then worse",
+        "it works",
+    ]
+
+
+@pytest.mark.parametrize("labels", [[1, 0, 1], [1.0, 0.0, 1.0], ["1", "0", "1"]])
+def test_labels_may_be_positions(tmp_path: Path, labels: list[object]) -> None:
+    file = write(tmp_path / "rows.parquet", list(zip(TEXTS, labels, strict=True)))
+    assert read_rows(file, config())["labels"].to_pylist() == [1, 0, 1]
+
+
+def test_a_quoted_text_may_hold_a_line_break(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", [("two\nlines", "good"), ("one, two", "bad")])
+    assert read_rows(file, config())["text"].to_pylist() == ["two lines", "one, two"]
+
+
+def test_a_tab_separated_quote_is_a_character(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.tsv", [('a " stray quote', "good"), ("x", "bad")])
+    assert read_rows(file, config())["text"].to_pylist() == ['a " stray quote', "x"]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "told"),
+    [
+        ("rows.csv", [("   ", "good")], "row 1: the text is empty"),
+        ("rows.jsonl", [("fine", "good"), (None, "bad")], "row 2: the text is None"),
+        ("rows.parquet", [(3, "good")], "row 1: the text is 3, which is no text"),
+        ("rows.csv", [("fine", "great")], "row 1: the label 'great' is not one of data.labels"),
+        ("rows.parquet", [("fine", 2)], "row 1: the label 2 is not one of data.labels: bad, good"),
+        ("rows.parquet", [("fine", None)], "row 1: the label None"),
+        ("rows.jsonl", [("fine", True)], "row 1: the label True"),
+        ("rows.parquet", [("fine", 0.5)], "row 1: the label 0.5"),
+    ],
+)
+def test_a_bad_row_is_named(
+    tmp_path: Path, name: str, rows: list[tuple[object, object]], told: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        read_rows(write(tmp_path / name, rows), config())
+    assert told in str(caught.value) and name in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".tsv", ".jsonl"])
+def test_an_empty_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"rows{suffix}"
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="empty"):
+        read_rows(str(path), config())
+
+
+def test_a_header_without_rows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n")
+    with pytest.raises(DataError, match="has no rows"):
+        read_rows(str(tmp_path / "rows.csv"), config())
+
+
+@pytest.mark.parametrize("name", ["./absent.csv", "absent.parquet", "/absent/dir"])
+def test_a_missing_file_is_named(name: str) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        read_rows(name, config())
+
+
+def test_a_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", [("fine", "good")])
+    with pytest.raises(DataError, match="no column 'sentence'; its columns are text, label"):
+        read_rows(file, config(text_column="sentence"))
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "rows.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(DataError, match="cannot be read as parquet"):
+        read_rows(str(tmp_path / "rows.parquet"), config())
+
+
+def test_package_data_that_is_not_there_names_what_is() -> None:
+    with pytest.raises(DataError, match="rotten_tomatoes"):
+        read_rows("package:imdb/train", config())
+
+
+def test_the_embedded_reviews_have_their_fixed_split() -> None:
+    for split, n in (("train", 8530), ("validation", 1066), ("test", 1066)):
+        table = read_rows(f"package:rotten_tomatoes/{split}", config())
+        assert table.num_rows == n
+        assert sum(table["labels"].to_pylist()) * 2 == n
