@@ -14,6 +14,7 @@ from sentisynth.data.text import normal_form
 
 _SHINGLE = 3
 _PERMUTATIONS = 64
+_LOOK_BELOW = 0.7  # pairs are proposed from this share of the threshold on, so that few are missed
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,9 @@ class DuplicateIndex:
         self._threshold = threshold
         self._exact: set[str] = set()
         self._shingles: list[frozenset[str]] = []
-        self._lsh = (
-            MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS) if threshold < 1 else None
-        )
+        self._lsh: MinHashLSH | None = None
+        if threshold < 1:
+            self._lsh = MinHashLSH(threshold=_LOOK_BELOW * threshold, num_perm=_PERMUTATIONS)
         for text in texts:
             self.add(sketch(text))
 

@@ -111,6 +111,9 @@ def perplexity_curve(entries: Sequence[Mapping[str, float]], best_step: int) -> 
     for entry in entries:
         if entry["step"] == best_step:
             _ring(axes, best_step, entry["perplexity"], _colour(3))
+    values = [entry["perplexity"] for entry in entries]
+    axes.update_datalim([(0, 0.85 * min(values)), (0, max(values))])  # noise shall look small
+    axes.autoscale_view(scalex=False)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("perplexity on validation rows")
     told = ", ".join(f"{entry['perplexity']:.1f} at step {entry['step']}" for entry in entries[-8:])
@@ -173,7 +176,7 @@ def confidence_histogram(
     )
     axes.set_xlabel("highest probability that the teacher gives a class")
     axes.set_ylabel("candidates")
-    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=1.2)
     n_sure = [sum(p >= tau for p in part) for part in (right, wrong)]
     return _plot(
@@ -224,7 +227,8 @@ def _line(axes: Any, i: int, entries: Sequence[Mapping[str, float]], key: str, l
         marker=_MARKERS[i % len(_MARKERS)] if len(entries) <= _MOST_MARKERS else "",
         label=label,
     )
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.set_xlim(left=0)
 
 
 def _ring(axes: Any, step: float, value: float, colour: str) -> None:

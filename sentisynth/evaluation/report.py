@@ -68,23 +68,24 @@ def render_report(run: Path, metrics: dict[str, Any]) -> str:
     Candidates come from the first units of each class, however large the pool. Raises
     RunDirectoryError where one of those, or the pool's manifest, is damaged.
     """
-    arms, synthesis = metrics["arms"], metrics.get("synthesis")
+    synthesis = metrics.get("synthesis")
     candidates = _candidates(run, metrics) if synthesis else []
+    ledger = synthesis["ledger"] if synthesis else {}
     page: dict[str, Any] = {
         "colours": plots.COLOURS,
         "metrics": metrics,
         "answer": answer_sentence(metrics),
         "gain": gain_sentence(metrics["gain"]) if "gain" in metrics else None,
-        "lead": lead_arm(metrics) if arms else None,
+        "lead": lead_arm(metrics) if metrics["arms"] else None,
         "key_figures": list(_key_figures(metrics)),
         "plots": _plots(run, metrics, candidates),
         "settings": _settings(run, metrics),
         "synthesis_told": synthesis_sentence(synthesis) if synthesis else None,
-        "screens": _screens(synthesis["ledger"]) if synthesis else None,
+        "screens": _screens(ledger),
         "most_entropy": math.log(len(metrics["labels"])),
         "n_read": max(map(len, candidates), default=0),
         "accepted": _accepted(metrics["labels"], candidates),
-        "rejected": _rejected(synthesis["ledger"], candidates) if candidates else [],
+        "rejected": _rejected(ledger, candidates),
         "reasons": _REASONS,
     }
     return _environment().get_template("report.html.j2").render(page)
@@ -104,7 +105,7 @@ def _environment() -> Environment:
         "count": lambda n: f"{n:,}",
         "size": _size,
         "duration": _duration,
-        "words": lambda name: name.replace("_", " "),
+        "words": lambda name: "below τ" if name == schema.BELOW_TAU else name.replace("_", " "),
     }
     environment.filters.update(filters)
     return environment
@@ -121,7 +122,7 @@ def _key_figures(metrics: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if "gain" in metrics:
         gain = metrics["gain"]
         low, high = signed_points(gain["low"]), signed_points(gain["high"])
-        note = f"95 % interval {low} to {high}"
+        note = f"95% interval {low} to {high}"
         yield "Gain from synthetic rows", f"{signed_points(gain['macro_f1'])} points", note
     if {"teacher", "student"} <= set(arms):
         student, teacher = arms["student"]["parameters"], arms["teacher"]["parameters"]
@@ -146,8 +147,7 @@ def _plots(
             candidate.highest
             for rows in candidates
             for candidate in rows
-            if candidate.highest is not None
-            and (candidate.named == candidate.intended) == is_right
+            if candidate.highest is not None and (candidate.named == candidate.intended) == is_right
         ]
         for is_right in (True, False)
     }
@@ -190,12 +190,11 @@ def _settings(run: Path, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _screens(ledger: dict[str, Any]) -> dict[str, list[str]]:
-    """Reasons of the screens in their order: those that rejected something, and the others."""
-    hit = {reason for entry in ledger.values() for reason in entry["screened"]}
+def _screens(ledger: dict[str, Any]) -> dict[str, int]:
+    """How many candidates each screen rejected, in the screens' order."""
     return {
-        "hit": [reason for reason in schema.SCREEN_REASONS if reason in hit],
-        "idle": [reason for reason in schema.SCREEN_REASONS if reason not in hit],
+        reason: sum(entry["screened"].get(reason, 0) for entry in ledger.values())
+        for reason in schema.SCREEN_REASONS
     }
 
 
@@ -259,8 +258,7 @@ def _accepted(labels: list[str], found: list[list[Candidate]]) -> dict[str, list
 def _rejected(
     ledger: dict[str, Any], found: list[list[Candidate]]
 ) -> list[tuple[str, int, list[Candidate]]]:
-    """For each reason that occurs: its name, its count in the ledger, and its first candidates,
-    classes in turn."""
+    """Each reason that occurs, its count in the ledger, and its first candidates by turns."""
     groups = []
     for reason in _REASONS:
         n = sum(e["screened"].get(reason, 0) + e.get(reason, 0) for e in ledger.values())

@@ -38,7 +38,7 @@ def synthesis_sentence(synthesis: dict[str, Any]) -> str:
 def gain_sentence(gain: dict[str, Any]) -> str:
     """What the synthetic rows gave, with its uncertainty."""
     points, low, high = (signed_points(gain[key]) for key in ("macro_f1", "low", "high"))
-    interval = f"95 % interval {low} to {high}"
+    interval = f"95% interval {low} to {high}"
     if gain["low"] > 0:
         return (
             f"The synthetic rows gave the student {points} points of test macro-F1 "

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from sentisynth.data.files import directory_aside, write_text
+from sentisynth.data.run_directory import RunDirectory
+from sentisynth.errors import RunDirectoryError
+
+PARTS = {"code": 1, "train": {"epochs": 3, "batch_size": 32}}
+
+
+def make(run: RunDirectory, name: str = "teacher") -> None:
+    with directory_aside(run.stage(name)) as out:
+        write_text(out / "file", "x")
+        run.stamp(out, PARTS)
+
+
+def test_the_same_parts_are_done_and_others_name_the_difference(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert not run.is_done("teacher", PARTS)
+    make(run)
+    assert run.is_done("teacher", PARTS)
+    with pytest.raises(RunDirectoryError, match=r"train.epochs was 3, is now 4.*--overwrite"):
+        run.is_done("teacher", {"code": 1, "train": {"epochs": 4, "batch_size": 32}})
+    assert (tmp_path / "teacher" / "file").exists()
+
+
+def test_overwrite_removes_what_was_made_otherwise(tmp_path: Path) -> None:
+    make(RunDirectory(tmp_path))
+    assert not RunDirectory(tmp_path, overwrite=True).is_done("teacher", {"code": 2})
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_a_stage_that_fails_leaves_nothing_under_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), directory_aside(tmp_path / "teacher") as out:
+        write_text(out / "file", "x")
+        _ = 1 / 0
+    assert not (tmp_path / "teacher").exists()
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    with (
+        RunDirectory(tmp_path).locked(),
+        pytest.raises(RunDirectoryError, match="another sentisynth is at work"),
+        RunDirectory(tmp_path).locked(),
+    ):
+        pass
+
+
+def test_a_missing_stage_names_its_command(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryError, match="run `sentisynth teacher quickstart` first"):
+        RunDirectory(tmp_path).require("teacher", "teacher quickstart")
+
+
+def test_a_damaged_stamp_is_a_sentence(tmp_path: Path) -> None:
+    make(RunDirectory(tmp_path))
+    (tmp_path / "teacher" / "stage.json").write_text("{")
+    with pytest.raises(RunDirectoryError, match="damaged"):
+        RunDirectory(tmp_path).read_stamp("teacher")
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(RunDirectoryError, match="cannot be written"),
+        RunDirectory(tmp_path / "file" / "run").locked(),
+    ):
+        pass

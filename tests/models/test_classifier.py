@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sentisynth.errors import ModelError
+from sentisynth.models.classifier import load_classifier, load_verifier, predict_logits
+from sentisynth.models.loading import model_digest, resolve_model
+from tests.conftest import RESOURCES, reviews
+
+
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_a_head_of_k_classes_is_put_on_encoders_and_decoders(
+    tiny_bert: Path, tiny_gpt2: Path, n_classes: int
+) -> None:
+    labels = [f"class {i}" for i in range(n_classes)]
+    for path in (tiny_bert, tiny_gpt2):
+        model, tokenizer = load_classifier(str(path), labels)
+        logits = predict_logits(model, tokenizer, ["one text", "another"], max_length=16)
+        assert logits.shape == (2, n_classes) and logits.dtype == np.float32
+        assert model.config.id2label[1] == "class 1"
+
+
+@pytest.mark.parametrize("kind", ["tiny_bert", "tiny_gpt2"])
+def test_logits_do_not_depend_on_the_company(kind: str, request: pytest.FixtureRequest) -> None:
+    model, tokenizer = load_classifier(str(request.getfixturevalue(kind)), ["n", "p"])
+    texts = reviews("validation", 20)["text"].to_pylist()
+    together = predict_logits(model, tokenizer, texts, max_length=48, tokens_per_batch=256)
+    alone = [predict_logits(model, tokenizer, [t], max_length=48)[0] for t in texts]
+    assert np.allclose(together, np.array(alone), atol=1e-5)
+
+
+def test_a_fresh_student_takes_the_teachers_tokenizer(tiny_gpt2: Path) -> None:
+    model, tokenizer = load_classifier("fresh:bert-tiny", ["n", "p"], tokenizer_from=tiny_gpt2)
+    assert model.config.num_hidden_layers == 2 and model.config.hidden_size == 128
+    assert model.config.vocab_size == len(tokenizer)
+
+
+def test_a_fresh_student_is_the_same_for_the_same_seed(tiny_gpt2: Path) -> None:
+    weights = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        model, _ = load_classifier("fresh:bert-tiny", ["n", "p"], tokenizer_from=tiny_gpt2)
+        weights.append(model.classifier.weight)
+    assert torch.equal(*weights)
+
+
+def test_mistakes_in_a_reference_are_one_sentence(tmp_path: Path, tiny_bert: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny_bert / name).read_bytes())
+    for reference, told in (
+        (str(tmp_path), "has no weights"),
+        (str(tmp_path / "absent"), "there is no model directory"),
+        ("package:absent", "shipped are gpt2-mini"),
+        ("fresh:bert-huge", "write fresh:bert-tiny or fresh:bert-mini"),
+        (str(RESOURCES), "has no config.json"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            load_classifier(reference, ["n", "p"], tokenizer_from=tiny_bert)
+
+
+def test_a_name_that_is_nowhere_is_one_sentence() -> None:
+    with pytest.raises(ModelError, match="no local directory and no Hub model"):
+        resolve_model("no-such-org/no-such-model")
+
+
+def test_a_teacher_with_other_classes_is_refused(tmp_path: Path, tiny_bert: Path) -> None:
+    model, tokenizer = load_classifier(str(tiny_bert), ["a", "b", "c"])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="has 3 classes, the data 2"):
+        load_verifier(tmp_path, 2)
+
+
+def test_the_digest_follows_the_weights(tmp_path: Path, tiny_bert: Path) -> None:
+    for file in tiny_bert.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "README.md").write_text("a card")
+    assert model_digest(tmp_path) == model_digest(tiny_bert)
+    weights = bytearray((tmp_path / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert model_digest(tmp_path) != model_digest(tiny_bert)

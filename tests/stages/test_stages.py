@@ -1,0 +1,130 @@
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from sentisynth import schema
+from sentisynth.config.load import load_config
+from sentisynth.config.types import ScreensConfig
+from sentisynth.models.classifier import load_classifier
+from sentisynth.models.generator import load_generator
+from sentisynth.stages.generate import Generate
+from sentisynth.stages.screen import Screen, repetition
+from sentisynth.stages.verify import Verify
+
+GOOD = "a warm and honest film about two brothers ."
+
+
+def candidates(texts: list[str], n_tokens: int = 12) -> pa.Table:
+    n = len(texts)
+    return pa.table(
+        {
+            schema.CANDIDATE_ID: [schema.candidate_id(0, i) for i in range(n)],
+            schema.LABEL: [0] * n,
+            schema.TEXT: texts,
+            schema.PROMPT: [""] * n,
+            schema.N_TOKENS: [n_tokens] * n,
+            schema.REJECT_REASON: pa.nulls(n, pa.string()),
+            schema.TEACHER_LOGITS: pa.nulls(n, pa.list_(pa.float32())),
+        },
+        schema=schema.POOL,
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "n_tokens", "reason"),
+    [
+        (GOOD, 12, None),
+        ("", 12, schema.EMPTY),
+        (GOOD, 6, schema.TOO_SHORT),
+        (GOOD, 7, None),
+        ("a film of great élan and wit .", 12, schema.CHARSET),
+        ("good good good good good good good", 12, schema.REPETITION),
+        ("so very bad , so very bad , so very bad ,", 12, schema.REPETITION),
+        ("A test text, that nobody may learn from!", 12, schema.LEAK),
+        ("a seed text that was learned by heart", 12, schema.SEED_COPY),
+    ],
+)
+def test_each_screen_gives_its_reason(text: str, n_tokens: int, reason: str | None) -> None:
+    screen = Screen(
+        ScreensConfig(),
+        ["a test text that nobody may learn from"],
+        ["a seed text , that was learned by heart ."],
+    )
+    assert screen(candidates([text], n_tokens))[schema.REJECT_REASON].to_pylist() == [reason]
+
+
+def test_a_near_copy_of_a_test_text_is_a_leak() -> None:
+    long = "one of the most moving and honest films of the year with a cast that never misses"
+    screen = Screen(ScreensConfig(near_duplicates=0.7), [long], [])
+    table = screen(candidates([long.replace("misses", "errs")]))
+    assert table[schema.REJECT_REASON].to_pylist() == [schema.LEAK]
+
+
+def test_within_a_unit_the_first_of_equal_texts_stays() -> None:
+    table = Screen(ScreensConfig(), [], [])(candidates([GOOD, GOOD.upper(), "another " + GOOD]))
+    assert table[schema.REJECT_REASON].to_pylist()[:2] == [None, schema.DUPLICATE]
+
+
+@pytest.mark.parametrize(("charset", "kept"), [("ascii", 1), ("latin", 2), ("any", 3)])
+def test_charsets(charset: str, kept: int) -> None:
+    texts = [
+        "plain words of a plain film .",
+        "un film d'un charme élégant .",
+        "это хороший фильм .",
+    ]
+    table = Screen(ScreensConfig.model_validate({"charset": charset}), [], [])(candidates(texts))
+    assert table[schema.REJECT_REASON].null_count == kept
+
+
+def test_repetition_counts_repeated_pairs() -> None:
+    assert repetition("a b a b a b") == pytest.approx(3 / 5)
+    assert repetition(GOOD) == 0
+    assert repetition("no no") == 0.5
+
+
+def test_generate_fills_a_unit_or_nothing(tmp_path: Path, tiny_gpt2: Path) -> None:
+    model, tokenizer = load_generator(str(tiny_gpt2), ["<NEG>", "<POS>"])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    sizes = ["synthesis.unit_size=5", "synthesis.sampling.max_new_tokens=6"]
+    generate = Generate(tmp_path, load_config("quickstart", sizes), lambda unit: unit.label == 1)
+    assert generate(pa.table({"id": [2]})).num_rows == 0
+    table = generate(pa.table({"id": [3]}))
+    assert table.schema.equals(schema.POOL)
+    assert table[schema.CANDIDATE_ID].to_pylist() == [f"1-{i}" for i in range(5, 10)]
+    assert all(0 < n <= 6 for n in table[schema.N_TOKENS].to_pylist())
+
+
+@pytest.fixture
+def teacher(tmp_path: Path, tiny_bert: Path) -> Path:
+    torch.manual_seed(1)
+    model, tokenizer = load_classifier(str(tiny_bert), ["negative", "positive"])
+    model.save_pretrained(tmp_path / "teacher")
+    tokenizer.save_pretrained(tmp_path / "teacher")
+    return tmp_path / "teacher"
+
+
+def test_verify_scores_what_passed_and_nothing_else(teacher: Path) -> None:
+    table = Screen(ScreensConfig(), [], [])(candidates([GOOD, "", "a dull and empty film ."]))
+    scored = Verify(teacher, load_config("quickstart"))(table)
+    assert scored.schema.equals(schema.POOL)
+    assert [z is not None for z in scored[schema.TEACHER_LOGITS].to_pylist()] == [True, False, True]
+    assert scored[schema.REJECT_REASON].to_pylist() == [None, schema.EMPTY, None]
+
+
+def test_logits_that_are_no_numbers_are_a_reason_not_a_crash(teacher: Path) -> None:
+    verify = Verify(teacher, load_config("quickstart"))
+    with torch.no_grad():
+        verify._model.classifier.bias[0] = float("nan")
+    scored = verify(candidates([GOOD]))
+    assert scored[schema.REJECT_REASON].to_pylist() == [schema.NON_FINITE]
+    assert scored[schema.TEACHER_LOGITS].to_pylist() == [None]
+
+
+def test_verify_passes_on_a_unit_without_survivors(teacher: Path) -> None:
+    table = Screen(ScreensConfig(), [], [])(candidates(["", ""]))
+    scored = Verify(teacher, load_config("quickstart"))(table)
+    assert scored.num_rows == 2 and np.all([z is None for z in scored[schema.TEACHER_LOGITS]]) == 0
