@@ -96,6 +96,7 @@ def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> P
         _line(axes, i, entries, "macro_f1", _short(title))
         best[title] = max(entries, key=lambda entry: entry["macro_f1"])
         _ring(axes, best[title]["step"], best[title]["macro_f1"], _colour(i))
+    axes.set_xlim(left=0)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("macro-F1 on validation rows")
     axes.figure.legend(loc="outside upper left", handlelength=2.4)
@@ -113,7 +114,8 @@ def perplexity_curve(entries: Sequence[Mapping[str, float]], best_step: int) -> 
             _ring(axes, best_step, entry["perplexity"], _colour(3))
     values = [entry["perplexity"] for entry in entries]
     axes.update_datalim([(0, 0.85 * min(values)), (0, max(values))])  # noise shall look small
-    axes.autoscale_view(scalex=False)
+    axes.autoscale_view()
+    axes.set_xlim(left=0)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("perplexity on validation rows")
     told = ", ".join(f"{entry['perplexity']:.1f} at step {entry['step']}" for entry in entries[-8:])
@@ -228,7 +230,6 @@ def _line(axes: Any, i: int, entries: Sequence[Mapping[str, float]], key: str, l
         label=label,
     )
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
-    axes.set_xlim(left=0)
 
 
 def _ring(axes: Any, step: float, value: float, colour: str) -> None:

@@ -11,8 +11,9 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sentisynth import schema
+from sentisynth.data.duplicates import DuplicateIndex, sketch
 from sentisynth.data.files import read_json
-from sentisynth.data.ledger import SCORED, Tally, judge, logits_of, softmax
+from sentisynth.data.ledger import SCORED, judge, logits_of, softmax
 from sentisynth.data.pool import read_manifest, read_units
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.evaluation import plots
@@ -176,15 +177,15 @@ def _settings(run: Path, metrics: dict[str, Any]) -> list[tuple[str, str]]:
     directory = RunDirectory(run)
     stamps = {name: directory.read_stamp(name) or {} for name in ("dataset", "student")}
     found = [
-        ("seed", metrics["seed"]),
+        ("Seed", metrics["seed"]),
         ("τ, the least probability of an accepted row", stamps["dataset"].get("tau")),
-        ("synthetic rows of each class (n_per_class)", stamps["dataset"].get("n_per_class")),
-        ("β, the weight of a synthetic row; a real one has 1", stamps["dataset"].get("beta")),
+        ("n_per_class, synthetic rows of each class", stamps["dataset"].get("n_per_class")),
+        ("β, the weight of a synthetic row", stamps["dataset"].get("beta")),
         ("T, the temperature of the soft labels", stamps["dataset"].get("temperature")),
         ("α, the share of the soft-label term in the loss", stamps["student"].get("alpha")),
     ]
     return [
-        (name, f"{value:,}" if isinstance(value, int) and name != "seed" else str(value))
+        (name, f"{value:,}" if isinstance(value, int) and name != "Seed" else str(value))
         for name, value in found
         if value is not None
     ]
@@ -211,8 +212,8 @@ def _candidates(run: Path, metrics: dict[str, Any]) -> list[list[Candidate]]:
     for label, name in enumerate(labels):
         n = min(share, synthesis["ledger"][name]["generated"])
         tables = _first_rows(read_units(run / "pool", manifest, label), n)
-        tally = Tally(synthesis["tau"], near_duplicates)
-        found.append([row for table in tables for row in _judged(table, tally, labels, synthesis)])
+        seen = DuplicateIndex(near_duplicates)
+        found.append([row for table in tables for row in _judged(table, seen, labels, synthesis)])
     return found
 
 
@@ -226,17 +227,20 @@ def _first_rows(tables: Iterable[pa.Table], n: int) -> Iterator[pa.Table]:
 
 
 def _judged(
-    table: pa.Table, tally: Tally, labels: list[str], synthesis: dict[str, Any]
+    table: pa.Table, seen: DuplicateIndex, labels: list[str], synthesis: dict[str, Any]
 ) -> Iterator[Candidate]:
-    """Rows of the class's next unit; one that an earlier unit's text matches is a duplicate."""
-    verdicts, kept = judge(table, synthesis["tau"]), set(tally.add(table))
+    """Rows of the class's next unit, with the verdicts that the ledger counts; see `Tally`."""
+    verdicts = judge(table, synthesis["tau"])
     for i, (row, verdict) in enumerate(zip(table.to_pylist(), verdicts, strict=True)):
         named = probability = highest = None
+        is_repeated = False
         if verdict in SCORED:
             probs_K = softmax(logits_of(table.slice(i, 1)))[0]
             named, highest = labels[int(probs_K.argmax())], float(probs_K.max())
             probability = float(probs_K[row[schema.LABEL]])
-        is_repeated = verdict == schema.ACCEPTED and i not in kept
+            item = sketch(row[schema.TEXT])
+            is_repeated = item in seen
+            seen.add(item)
         yield Candidate(
             text=_shown(row[schema.TEXT]),
             intended=labels[row[schema.LABEL]],

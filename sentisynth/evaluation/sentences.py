@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_MOST_CLASSES_TOLD = 4
+
 
 def answer_sentence(metrics: dict[str, Any]) -> str:
     """What the student, or what there is in its place, reached on the real test rows."""
@@ -15,9 +17,9 @@ def answer_sentence(metrics: dict[str, Any]) -> str:
     if lead is teacher:
         return f"{sentence}. No student has been trained yet."
     if teacher is not None:
-        ratio = teacher["parameters"] / lead["parameters"]
-        sentence += f"; the teacher, with {ratio:.1f} times its parameters, reaches "
-        sentence += f"{teacher['test']['macro_f1']:.3f}"
+        ratio = f"{teacher['parameters'] / lead['parameters']:.1f}"
+        with_parameters = "" if ratio == "1.0" else f", with {ratio} times its parameters,"
+        sentence += f"; the teacher{with_parameters} reaches {teacher['test']['macro_f1']:.3f}"
     return f"{sentence}."
 
 
@@ -28,11 +30,17 @@ def lead_arm(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def synthesis_sentence(synthesis: dict[str, Any]) -> str:
-    """How many candidates it took."""
+    """How many candidates it took; of many classes the extremes are told."""
+    rows, rates = synthesis["rows"], synthesis["acceptance"]
     generated = sum(e["generated"] for e in synthesis["ledger"].values())
-    rates = ", ".join(f"{name} {rate:.0%}" for name, rate in synthesis["acceptance"].items())
-    kept = ", ".join(f"{n:,} {name}" for name, n in synthesis["rows"].items())
-    return f"Synthetic rows: {kept}, from {generated:,} candidates (accepted: {rates})."
+    if len(rows) <= _MOST_CLASSES_TOLD:
+        kept = ", ".join(f"{n:,} {name}" for name, n in rows.items())
+        told = ", ".join(f"{name} {rate:.0%}" for name, rate in rates.items())
+    else:
+        kept = f"{sum(rows.values()):,} in {len(rows)} classes"
+        low, high = min(rates, key=rates.__getitem__), max(rates, key=rates.__getitem__)
+        told = f"from {rates[low]:.0%} of {low} to {rates[high]:.0%} of {high}"
+    return f"Synthetic rows: {kept}, from {generated:,} candidates (accepted: {told})."
 
 
 def gain_sentence(gain: dict[str, Any]) -> str:

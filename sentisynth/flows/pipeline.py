@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table

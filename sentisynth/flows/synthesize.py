@@ -44,8 +44,8 @@ def synthesize(session: Session) -> None:
     parts = plan_parts(session)
     plan, pool = fingerprint(parts), directory.pool
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
-    directory.is_done("pool", parts)  # refuses a pool of another plan
-    directory.stamp(pool, parts)
+    if not directory.is_done("pool", parts):  # refuses a pool of another plan
+        directory.stamp(pool, parts)
     done = prepare_pool(pool, config, plan)
     reader = PoolReader(pool, config, plan)
     for unit in sorted(done, key=lambda u: (u.number, u.label)):

@@ -32,9 +32,13 @@ def test_overwrite_removes_what_was_made_otherwise(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_fails_leaves_nothing_under_its_name(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), directory_aside(tmp_path / "teacher") as out:
-        write_text(out / "file", "x")
-        _ = 1 / 0
+    def fail() -> None:
+        with directory_aside(tmp_path / "teacher") as out:
+            write_text(out / "file", "x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert not (tmp_path / "teacher").exists()
 
 

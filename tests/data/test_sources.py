@@ -1,4 +1,4 @@
-"""Each kind of file, and each bad input: one sentence that names the file, the row and the value."""
+"""Each kind of file, and each bad input: a sentence that names the file, the row, the value."""
 
 import json
 from pathlib import Path

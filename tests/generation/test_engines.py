@@ -18,11 +18,11 @@ PROMPT = [0, 17, 230]
 
 
 @pytest.fixture(scope="module")
-def mini():  # noqa: ANN201
+def mini():
     return load_sampler(RESOURCES / "gpt2-mini")
 
 
-def test_greedy_tokens_equal_those_of_transformers(mini) -> None:  # noqa: ANN001
+def test_greedy_tokens_equal_those_of_transformers(mini) -> None:
     """Top-1 sampling is greedy decoding; the penalty sees prompt and continuation alike."""
     model, tokenizer = mini
     engine = BatchEngine(model, tokenizer, torch.float32)
@@ -41,7 +41,7 @@ def test_greedy_tokens_equal_those_of_transformers(mini) -> None:  # noqa: ANN00
 
 
 @pytest.mark.parametrize("name", list(ENGINES))
-def test_a_unit_is_the_same_each_time_and_units_differ(mini, name: str) -> None:  # noqa: ANN001
+def test_a_unit_is_the_same_each_time_and_units_differ(mini, name: str) -> None:
     model, tokenizer = mini
     engine = ENGINES[name](model, tokenizer, torch.float32)
     first = engine(PROMPT, Unit(0, 0, 8), 1, SAMPLING)
@@ -52,7 +52,7 @@ def test_a_unit_is_the_same_each_time_and_units_differ(mini, name: str) -> None:
     assert len(first) == 8 and len({tuple(row) for row in first}) > 4
 
 
-def test_a_candidate_is_a_function_of_its_name(mini) -> None:  # noqa: ANN001
+def test_a_candidate_is_a_function_of_its_name(mini) -> None:
     """Candidates 8 … 15 are the same whether their unit is 8 or 16 rows, leaving early or not."""
     engine = BatchEngine(*mini, torch.float32)
     sampling = SamplingConfig(max_new_tokens=60, temperature=1.2)
@@ -61,7 +61,7 @@ def test_a_candidate_is_a_function_of_its_name(mini) -> None:  # noqa: ANN001
     assert len({len(row) for row in small}) > 1  # rows ended at different steps
 
 
-def test_no_candidate_is_longer_than_asked_or_than_the_model(mini) -> None:  # noqa: ANN001
+def test_no_candidate_is_longer_than_asked_or_than_the_model(mini) -> None:
     model, tokenizer = mini
     for name, limit in (("batch", 128 - 3), ("transformers", 20)):
         engine = ENGINES[name](model, tokenizer, torch.float32)
@@ -71,7 +71,7 @@ def test_no_candidate_is_longer_than_asked_or_than_the_model(mini) -> None:  # n
         assert all(tokenizer.eos_token_id not in row for row in rows)
 
 
-def test_auto_takes_ours_for_gpt2_and_generate_for_the_rest(mini, tiny_bert: Path) -> None:  # noqa: ANN001
+def test_auto_takes_ours_for_gpt2_and_generate_for_the_rest(mini, tiny_bert: Path) -> None:
     assert choose_engine("auto", mini[0]) == "batch"
     bert, tokenizer = load_classifier(str(tiny_bert), ["n", "p"])
     assert choose_engine("auto", bert) == "transformers"

@@ -92,4 +92,4 @@ def test_a_step_weights_each_row_of_the_dataset(
     student = task.predict(rows)
     w = np.array([1, 1, beta, beta, beta, beta])
     wanted = (w * numpy_objective(student, teacher, labels, 0.7, temperature)).sum() / w.sum()
-    assert float(loss_sum / weight_sum) == pytest.approx(wanted, abs=1e-6)
+    assert (loss_sum / weight_sum).item() == pytest.approx(wanted, abs=1e-6)

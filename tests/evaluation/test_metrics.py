@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from sentisynth.evaluation.metrics import (
+    classification,
+    distinct_n,
+    macro_f1,
+    mean_entropy,
+    paired_bootstrap,
+)
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_macro_f1_is_the_mean_over_classes(k: int) -> None:
+    random = np.random.default_rng(k)
+    labels, predicted = random.integers(0, k, (2, 300))
+    wanted = f1_score(labels, predicted, average="macro")
+    assert macro_f1(labels, predicted, k) == pytest.approx(wanted)
+    assert classification(labels, predicted, k)["macro_f1"] == pytest.approx(wanted)
+
+
+def test_macro_f1_is_not_the_f1_of_one_class() -> None:
+    labels, predicted = np.array([1] * 90 + [0] * 10), np.ones(100, dtype=int)
+    assert f1_score(labels, predicted) > 0.94
+    assert macro_f1(labels, predicted, 2) == pytest.approx(0.9474 / 2, abs=1e-4)
+
+
+def test_figures_by_class() -> None:
+    found = classification(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1]), 3)
+    assert found["confusion"] == [[2, 1, 0], [0, 1, 0], [0, 0, 0]]
+    assert found["precision"] == [1.0, 0.5, 0.0]
+    assert found["recall"] == pytest.approx([2 / 3, 1.0, 0.0])
+    assert found["accuracy"] == 0.75
+
+
+def test_the_interval_of_a_gain() -> None:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, 1000)
+    worse = np.where(random.random(1000) < 0.65, labels, 1 - labels)
+    better = np.where(random.random(1000) < 0.80, labels, 1 - labels)
+    gain = paired_bootstrap(labels, worse, better, 2, seed=1)
+    assert 0 < gain["low"] < gain["macro_f1"] < gain["high"]
+    nothing = paired_bootstrap(labels, worse, worse, 2, seed=1)
+    assert nothing == {"macro_f1": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_distinct_counts_different_ngrams() -> None:
+    texts = ["a b a b", "a b"]
+    assert distinct_n(texts, 1) == pytest.approx(2 / 6)
+    assert distinct_n(texts, 2) == pytest.approx(2 / 4)
+    assert distinct_n([], 2) == 0.0
+
+
+def test_entropy_in_nats() -> None:
+    assert mean_entropy(np.array([[0.5, 0.5], [1.0, 0.0]])) == pytest.approx(np.log(2) / 2)

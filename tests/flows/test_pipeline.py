@@ -1,0 +1,259 @@
+"""The whole pipeline on real text with the embedded models, as its user sees it."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from sentisynth import schema
+from sentisynth.cli import main
+from sentisynth.data.ledger import adds_up
+from sentisynth.data.text import normal_form
+
+
+def stamps(run: Path) -> dict[str, int]:
+    """When each file of a run was last written."""
+    kept = ("corpus", "teacher", "generator", "pool", "dataset", "student")
+    return {str(p): p.stat().st_mtime_ns for name in kept for p in (run / name).rglob("*")}
+
+
+def read(run: Path, name: str) -> pa.Table:
+    return pq.read_table(run / "dataset" / f"{name}.parquet")
+
+
+def read_pool(run: Path) -> list[dict[str, Any]]:
+    files = sorted((run / "pool").glob("label=*/*.parquet"))
+    return [row for f in files for row in pq.read_table(f, partitioning=None).to_pylist()]
+
+
+def test_every_artefact_is_there(finished_run: Path) -> None:
+    for name in ("config.yaml", "metrics.json", "report.html", "pool/manifest.json"):
+        assert (finished_run / name).is_file(), name
+    for name in ("teacher", "generator", "student"):
+        for file in (
+            "model.safetensors",
+            "config.json",
+            "tokenizer.json",
+            "metrics.json",
+            "README.md",
+        ):
+            assert (finished_run / name / file).is_file(), f"{name}/{file}"
+    assert not list(finished_run.glob(".*.tmp"))
+
+
+def test_exactly_n_synthetic_rows_a_class_and_a_ledger_that_adds_up(finished_run: Path) -> None:
+    parts = [read(finished_run, n) for n in ("train", "synthetic_validation", "synthetic_test")]
+    rows = pa.concat_tables(parts)
+    synthetic = rows.filter(rows[schema.IS_SYNTH])
+    assert np.bincount(synthetic[schema.LABELS].to_numpy()).tolist() == [30, 30]
+    assert len(set(synthetic[schema.CANDIDATE_ID].to_pylist())) == 60
+    manifest = json.loads((finished_run / "pool" / "manifest.json").read_text())
+    for entry in manifest["ledger"].values():
+        assert adds_up(entry) and entry["accepted"] >= 30
+    generated = sum(entry["generated"] for entry in manifest["ledger"].values())
+    assert len(read_pool(finished_run)) == generated == manifest["rows"]
+
+
+def test_no_synthetic_row_is_in_a_real_split(finished_run: Path) -> None:
+    train = read(finished_run, "train")
+    learned = set(map(normal_form, train[schema.TEXT].to_pylist()))
+    for name in ("validation", "test"):
+        table = read(finished_run, name)
+        assert table.num_rows == 40
+        assert not any(table[schema.IS_SYNTH].to_pylist())
+        assert table[schema.CANDIDATE_ID].null_count == 40
+        assert not learned & set(map(normal_form, table[schema.TEXT].to_pylist()))
+
+
+def test_every_accepted_row_is_right_and_sure_and_its_soft_labels_are_the_teachers(
+    finished_run: Path,
+) -> None:
+    facts = {row[schema.CANDIDATE_ID]: row for row in read_pool(finished_run)}
+    train = read(finished_run, "train")
+    for row in train.filter(train[schema.IS_SYNTH]).to_pylist():
+        fact = facts[row[schema.CANDIDATE_ID]]
+        z = np.array(fact[schema.TEACHER_LOGITS], dtype=np.float64)
+        p = np.exp(z) / np.exp(z).sum()
+        assert p.argmax() == fact[schema.LABEL] == row[schema.LABELS] and p.max() >= 0.5
+        soft = np.exp(z / 2) / np.exp(z / 2).sum()
+        assert np.allclose(soft, row[schema.SOFT_LABELS], atol=1e-6)
+        assert row[schema.WEIGHTS] == pytest.approx(0.3)
+        assert row[schema.TEXT] == fact[schema.TEXT] and fact[schema.N_TOKENS] > 6
+
+
+def test_models_and_dataset_load_where_sentisynth_was_never_heard_of(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    script = f"""
+import sys
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+import datasets, torch
+run = {str(finished_run)!r}
+for name in ("teacher", "student"):
+    model = AutoModelForSequenceClassification.from_pretrained(f"{{run}}/{{name}}")
+    tokenizer = AutoTokenizer.from_pretrained(f"{{run}}/{{name}}")
+    out = model(**tokenizer("a fine film", return_tensors="pt")).logits
+    assert out.shape == (1, 2) and model.config.id2label == {{0: "negative", 1: "positive"}}
+tokenizer = AutoTokenizer.from_pretrained(f"{{run}}/generator")
+model = AutoModelForCausalLM.from_pretrained(f"{{run}}/generator")
+ids = tokenizer("<POS>", add_special_tokens=False, return_tensors="pt").input_ids
+assert ids.shape == (1, 1)
+assert model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0).shape[1] > 1
+rows = datasets.load_dataset("parquet", data_files=f"{{run}}/dataset/train.parquet", split="train")
+assert set(rows.column_names) >= {{"text", "labels", "soft_labels", "weights", "is_synth"}}
+assert "sentisynth" not in sys.modules
+"""
+    subprocess.run(
+        [sys.executable, "-c", script],
+        check=True,
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
+    )
+
+
+def test_metrics_hold_what_the_method_asks_for(finished_run: Path) -> None:
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    names = [arm["name"] for arm in metrics["arms"]]
+    assert names == ["teacher", "student_labels", "student_real", "student"]
+    for arm in metrics["arms"]:
+        for split in ("validation", "test"):
+            assert set(arm[split]) >= {"macro_f1", "accuracy", "precision", "recall", "confusion"}
+            assert np.sum(arm[split]["confusion"]) == 40
+    assert metrics["generator"]["perplexity"] > 1
+    synthesis = metrics["synthesis"]
+    assert synthesis["rows"] == {"negative": 30, "positive": 30}
+    assert 0 < synthesis["distinct_1"] < synthesis["distinct_2"] <= 1
+    assert 0 < synthesis["soft_label_entropy"] <= np.log(2)
+    assert metrics["gain"]["low"] <= metrics["gain"]["macro_f1"] <= metrics["gain"]["high"]
+
+
+def test_config_yaml_says_what_made_the_run(finished_run: Path) -> None:
+    config = yaml.safe_load((finished_run / "config.yaml").read_text())
+    assert config["seed"] == 41 and len(config["fingerprint"]) == 64
+    assert {"python", "torch", "ray", "transformers"} <= set(config["versions"])
+
+
+def test_mlflow_has_one_parent_and_a_child_a_stage(finished_run: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{finished_run / 'mlflow' / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'sentisynth'")
+    runs = client.search_runs([experiment.experiment_id])
+    children = {r.data.tags["stage"]: r for r in runs if "mlflow.parentRunId" in r.data.tags}
+    (parent,) = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    stages = ["corpus", "teacher", "generator", "pool", "dataset"]
+    assert set(children) >= {*stages, "student", "student_real", "student_labels"}
+    assert {r.data.tags["mlflow.parentRunId"] for r in children.values()} == {parent.info.run_id}
+    assert {r.info.status for r in runs} == {"FINISHED"}
+    assert parent.data.params["synthesis.tau"] == "0.5"
+    assert parent.data.metrics["student.test.macro_f1"] > 0
+    inputs = children["dataset"].inputs.dataset_inputs
+    assert {entry.dataset.name for entry in inputs} >= {"train", "validation", "test"}
+    assert all(len(entry.dataset.digest) >= 32 for entry in inputs)
+    files = client.list_artifacts(children["student"].info.run_id, "student")
+    assert "student/model.safetensors" in [file.path for file in files]
+
+
+def test_the_same_command_again_does_nothing_again(
+    finished_run: Path, quick_overrides: list[str], ray_session: None
+) -> None:
+    before = stamps(finished_run)
+    assert main(["run", "quickstart", *quick_overrides, "--out", str(finished_run)]) == 0
+    assert stamps(finished_run) == before
+
+
+def test_another_setting_is_refused_and_named(
+    finished_run: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = stamps(finished_run)
+    changed = [*quick_overrides, "teacher.train.batch_size=16", "--out", str(finished_run)]
+    assert main(["run", "quickstart", *changed]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "teacher.train.batch_size was 32, is now 16" in message and "--overwrite" in message
+    assert stamps(finished_run) == before
+
+
+def test_check_passes_and_then_finds_the_damage(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check", str(finished_run)]) == 0
+    damaged = shutil.copytree(finished_run, tmp_path / "copy")
+    unit = next((damaged / "pool").glob("label=0/*.parquet"))
+    unit.write_bytes(unit.read_bytes()[:-9])
+    assert main(["check", str(damaged)]) == 1
+    assert unit.name in capsys.readouterr().out
+
+
+def test_a_damaged_unit_is_made_again_alone_with_the_same_bytes(
+    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    wanted = (run / "pool" / "manifest.json").read_bytes()
+    units = sorted((run / "pool").glob("label=*/*.parquet"))
+    others = {p: p.stat().st_mtime_ns for p in units[1:]}
+    units[0].write_bytes(b"not a unit")
+    assert main(["synthesize", "quickstart", *quick_overrides, "--out", str(run)]) == 0
+    assert {p: p.stat().st_mtime_ns for p in units[1:]} == others
+    assert (run / "pool" / "manifest.json").read_bytes() == wanted
+    assert main(["check", str(run)]) == 0
+
+
+def test_a_larger_quota_extends_the_pool(
+    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    first = {p: p.stat().st_mtime_ns for p in (run / "pool").glob("label=*/*.parquet")}
+    more = [*quick_overrides, "synthesis.n_per_class=50", "--out", str(run), "--overwrite"]
+    assert main(["synthesize", "quickstart", *more]) == 0
+    assert {p: p.stat().st_mtime_ns for p in first} == first
+    manifest = json.loads((run / "pool" / "manifest.json").read_text())
+    assert all(entry["accepted"] >= 50 for entry in manifest["ledger"].values())
+
+
+def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
+    finished_run: Path,
+    tmp_path: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    shutil.rmtree(run / "pool")
+    shutil.rmtree(run / "dataset")
+    hopeless = ["synthesis.tau=1", "synthesis.max_candidates_per_class=64"]
+    command = ["synthesize", "quickstart", *quick_overrides, *hopeless, "--out", str(run)]
+    assert main(command) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "accepted rows of 30 after 64 candidates" in message and "below_tau" in message
+    assert not (run / "pool" / "manifest.json").exists() and not (run / "dataset").exists()
+    assert len(list((run / "pool").glob("label=*/*.parquet"))) == 4
+
+
+def test_preview_shows_verdicts_and_writes_nothing(
+    finished_run: Path, quick_overrides: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = stamps(finished_run)
+    arguments = ["preview", "quickstart", *quick_overrides, "-n", "6", "--out", str(finished_run)]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "verdict" in shown and "of 6" in shown
+    assert stamps(finished_run) == before
+
+
+def test_report_is_written_anew(finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = finished_run / "report.html"
+    wanted = page.read_text()
+    page.unlink()
+    assert main(["report", str(finished_run)]) == 0
+    assert page.read_text() == wanted

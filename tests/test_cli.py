@@ -1,0 +1,145 @@
+"""Bad input: one sentence, exit status 2, no traceback, nothing made."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sentisynth.cli import main
+from tests.conftest import RESOURCES, reviews
+
+
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """Run a command that must be refused, and return its message."""
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("sentisynth: ") and message.count("\n") == 1
+    assert "Traceback" not in message
+    return message
+
+
+def write(path: Path, texts: list[object], labels: list[object]) -> str:
+    pq.write_table(pa.table({"text": texts, "label": labels}), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.source=absent.csv"], "there is no file absent.csv"),
+        (["data.n_seed=9000"], "lower data.n_seed or give more rows"),
+        (["data.labels=[negative, positive, neutral]"], "entries for negative, positive"),
+        (["teacher.model=./absent"], "there is no model directory ./absent"),
+        (["generator.model=package:absent"], "shipped are gpt2-mini"),
+        (["synthesis.tau=2"], "it must be at most 1"),
+        (["synthesis.taw=1"], "did you mean 'synthesis.tau'?"),
+    ],
+)
+def test_mistakes_in_settings(
+    overrides: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert told in refused(["run", "quickstart", *overrides, "--out", str(out)], capsys)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "told"),
+    [
+        ([], [], "has no rows"),
+        (["a", "b"], [1, 1], "has no row of class negative"),
+        (["a", "  "], [0, 1], "row 2: the text is empty"),
+        ([1, 2], [0, 1], "row 1: the text is 1, which is no text"),
+        (["a", "b"], [0, 7], "row 2: the label 7 is not one of data.labels"),
+        (["a", "b"], [0, 1], "2 distinct rows left for data.n_seed=1000"),
+    ],
+)
+def test_mistakes_in_data(
+    texts: list[object],
+    labels: list[object],
+    told: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    source, out = write(tmp_path / "rows.parquet", texts, labels), tmp_path / "run"
+    arguments = ["run", "quickstart", f"data.source={source}", "--out", str(out)]
+    assert told in refused(arguments, capsys)
+    assert not out.exists()
+
+
+def test_a_model_directory_without_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "run"
+    model.mkdir()
+    (model / "config.json").write_bytes((RESOURCES / "gpt2-mini" / "config.json").read_bytes())
+    for section in ("teacher", "generator", "student"):
+        arguments = ["run", "quickstart", f"{section}.model={model}", "--out", str(out)]
+        assert "has no weights (*.safetensors)" in refused(arguments, capsys)
+    assert not out.exists()
+
+
+def test_a_stage_before_its_time_names_the_command(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command, told in (
+        ("synthesize", "no finished teacher"),
+        ("distil", "no finished teacher"),
+        ("preview", "no finished corpus"),
+    ):
+        out = tmp_path / command
+        assert main([command, "quickstart", "--out", str(out)]) == 2
+        message = capsys.readouterr().err.splitlines()[-1]
+        assert told in message and "run `sentisynth teacher quickstart` first" in message
+
+
+@pytest.mark.parametrize("command", ["check", "report"])
+def test_a_directory_that_is_no_run(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        assert str(path) in refused([command, str(path)], capsys)
+
+
+def test_a_text_file_with_a_wrong_kind_of_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "rows.txt"
+    path.write_text("text")
+    arguments = ["run", "quickstart", f"data.source={path}", "--out", str(tmp_path / "run")]
+    assert "use .parquet, .csv, .tsv, .jsonl" in refused(arguments, capsys)
+
+
+def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["quickstart", "rotten_tomatoes", "sst2"]
+
+
+@pytest.mark.parametrize("script", ["pipeline", "teacher", "synthesize"])
+def test_jobs_are_the_same_commands(script: str, tmp_path: Path) -> None:
+    job = Path(__file__).parent.parent / "jobs" / f"{script}.py"
+    done = subprocess.run(
+        [sys.executable, str(job), "quickstart", "synthesis.taw=1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2 and "did you mean 'synthesis.tau'?" in done.stderr
+    assert len(job.read_text().splitlines()) <= 25
+
+
+def test_rows_of_three_named_classes_pass_the_whole_corpus_stage(tmp_path: Path) -> None:
+    from sentisynth.config.load import load_config
+    from sentisynth.data.splits import load_corpus
+
+    texts = reviews("train", 30)["text"].to_pylist()
+    source = write(tmp_path / "rows.parquet", texts, ["bad", "good", "mixed"] * 20)
+    settings = ["data.labels=[bad, good, mixed]", "generator.control_tokens=", "data.n_seed=30"]
+    sizes = ["data.validation=9", "data.test=9", f"data.source={source}"]
+    corpus = load_corpus(load_config("quickstart", [*settings, *sizes]).data, 1)
+    assert sorted(set(corpus.seed["labels"].to_pylist())) == [0, 1, 2]
