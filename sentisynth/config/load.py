@@ -19,6 +19,7 @@ _REFERENCES = {
     "generator": ("model",),
     "student": ("model",),
 }
+_NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
 _TYPE_WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -60,10 +61,7 @@ def read_run_config(run: Path) -> RunConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run} has no config.yaml; it is not a run directory")
-    values = _mapping(path.read_text(encoding="utf-8"), str(path))
-    for key in ("versions", "fingerprint"):
-        values.pop(key, None)
-    return parse_config(values)
+    return parse_config(_mapping(path.read_text(encoding="utf-8"), str(path)))
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
@@ -98,7 +96,7 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
         raise ConfigError(f"{name} is not valid YAML: {reason}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{name} holds no keys; a recipe is a YAML mapping such as `name: x`")
-    return values
+    return {key: value for key, value in values.items() if key not in _NOTES}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -99,21 +99,22 @@ class Tally:
         self.ledger = Ledger()
         self.next_number = 0
 
-    def add(self, table: pa.Table) -> list[int]:
-        """Count the next unit's rows and return the row numbers of the accepted ones."""
+    def verdicts(self, table: pa.Table) -> list[str]:
+        """A verdict per row of the next unit: `judge`, and duplicates of earlier rows."""
         verdicts = judge(table, self._tau)
-        texts = table[schema.TEXT].to_pylist()
-        accepted = []
-        for i, verdict in enumerate(verdicts):
-            if verdict in SCORED:
-                item = sketch(texts[i])
+        for i, text in enumerate(table[schema.TEXT].to_pylist()):
+            if verdicts[i] in SCORED:
+                item = sketch(text)
                 if item in self._seen:
                     verdicts[i] = schema.DUPLICATE
-                    continue
-                self._seen.add(item)
-            if verdict == schema.ACCEPTED:
-                accepted.append(i)
+                else:
+                    self._seen.add(item)
+        return verdicts
+
+    def add(self, table: pa.Table) -> list[int]:
+        """Count the next unit's rows and return the row numbers of the accepted ones."""
+        verdicts = self.verdicts(table)
         self.ledger.counts.update(verdicts)
         self.ledger.n_tokens += sum(table[schema.N_TOKENS].to_pylist())
         self.next_number += 1
-        return accepted
+        return [i for i, verdict in enumerate(verdicts) if verdict == schema.ACCEPTED]

@@ -11,9 +11,8 @@ import pyarrow as pa
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sentisynth import schema
-from sentisynth.data.duplicates import DuplicateIndex, sketch
 from sentisynth.data.files import read_json
-from sentisynth.data.ledger import SCORED, judge, logits_of, softmax
+from sentisynth.data.ledger import Tally, logits_of, softmax
 from sentisynth.data.pool import read_manifest, read_units
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.evaluation import plots
@@ -212,8 +211,8 @@ def _candidates(run: Path, metrics: dict[str, Any]) -> list[list[Candidate]]:
     for label, name in enumerate(labels):
         n = min(share, synthesis["ledger"][name]["generated"])
         tables = _first_rows(read_units(run / "pool", manifest, label), n)
-        seen = DuplicateIndex(near_duplicates)
-        found.append([row for table in tables for row in _judged(table, seen, labels, synthesis)])
+        tally = Tally(synthesis["tau"], near_duplicates)
+        found.append([row for table in tables for row in _judged(table, tally, labels)])
     return found
 
 
@@ -226,25 +225,18 @@ def _first_rows(tables: Iterable[pa.Table], n: int) -> Iterator[pa.Table]:
             return
 
 
-def _judged(
-    table: pa.Table, seen: DuplicateIndex, labels: list[str], synthesis: dict[str, Any]
-) -> Iterator[Candidate]:
-    """Rows of the class's next unit, with the verdicts that the ledger counts; see `Tally`."""
-    verdicts = judge(table, synthesis["tau"])
-    for i, (row, verdict) in enumerate(zip(table.to_pylist(), verdicts, strict=True)):
+def _judged(table: pa.Table, tally: Tally, labels: list[str]) -> Iterator[Candidate]:
+    """Rows of the class's next unit, with the verdicts that the ledger counts."""
+    for i, (row, verdict) in enumerate(zip(table.to_pylist(), tally.verdicts(table), strict=True)):
         named = probability = highest = None
-        is_repeated = False
-        if verdict in SCORED:
+        if row[schema.TEACHER_LOGITS] is not None:
             probs_K = softmax(logits_of(table.slice(i, 1)))[0]
             named, highest = labels[int(probs_K.argmax())], float(probs_K.max())
             probability = float(probs_K[row[schema.LABEL]])
-            item = sketch(row[schema.TEXT])
-            is_repeated = item in seen
-            seen.add(item)
         yield Candidate(
             text=_shown(row[schema.TEXT]),
             intended=labels[row[schema.LABEL]],
-            verdict=schema.DUPLICATE if is_repeated else verdict,
+            verdict=verdict,
             named=named,
             probability=probability,
             highest=highest,

@@ -6,6 +6,7 @@ from typing import Any
 from sentisynth.data.files import read_json, write_text
 from sentisynth.errors import RunDirectoryError
 from sentisynth.evaluation.report import render_report
+from sentisynth.evaluation.sentences import gain_sentence, synthesis_sentence
 from sentisynth.flows.session import Session
 
 
@@ -35,24 +36,6 @@ def show_results(session: Session, metrics: dict[str, Any]) -> None:
         if (path / name).exists():
             console.result(f"{label:8} {path / name}")
     console.result(f"mlflow   {session.tracker.uri}")
-
-
-def synthesis_sentence(synthesis: dict[str, Any]) -> str:
-    """How many candidates it took."""
-    generated = sum(e["generated"] for e in synthesis["ledger"].values())
-    rates = ", ".join(f"{name} {rate:.0%}" for name, rate in synthesis["acceptance"].items())
-    kept = ", ".join(f"{n:,} {name}" for name, n in synthesis["rows"].items())
-    return f"Synthetic rows: {kept}, from {generated:,} candidates (accepted: {rates})."
-
-
-def gain_sentence(gain: dict[str, Any]) -> str:
-    """What the synthetic rows gave, with its uncertainty."""
-    points, low, high = (100 * gain[key] for key in ("macro_f1", "low", "high"))
-    verdict = "clear of zero" if low > 0 or high < 0 else "within the noise of the test rows"
-    return (
-        f"The synthetic rows gave the student {points:+.1f} points of test macro-F1 "
-        f"(95 % interval {low:+.1f} to {high:+.1f}: {verdict})."
-    )
 
 
 def rewrite_report(path: Path) -> Path:

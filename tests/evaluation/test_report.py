@@ -295,7 +295,7 @@ def test_of_a_large_pool_only_the_first_candidates_are_read(
     Unit(0, 1, SIZE).path(tmp_path / "pool").write_bytes(b"never looked at")
     monkeypatch.setattr(report, "_CANDIDATES_OF_CLASS", (5, 5))
     text = Page(render_report(tmp_path, metrics)).text
-    assert "from the first 5 candidates of each class" in text
+    assert "from the first candidates of each class, at most 5" in text
     assert "one more fine film" not in text
 
 
