@@ -28,5 +28,9 @@ class RunDirectoryError(SentisynthError):
     """A run directory that is in use, incomplete, damaged, or was made from something else."""
 
 
+class TrackingError(SentisynthError):
+    """An MLflow store that cannot be used."""
+
+
 class PlacementError(SentisynthError):
     """The cluster can never satisfy what a stage asks for."""

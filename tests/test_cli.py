@@ -34,6 +34,7 @@ def write(path: Path, texts: list[object], labels: list[object]) -> str:
         (["data.labels=[negative, positive, neutral]"], "entries for negative, positive"),
         (["teacher.model=./absent"], "there is no model directory ./absent"),
         (["generator.model=package:absent"], "shipped are gpt2-mini"),
+        (["teacher.max_length=129"], "teacher.max_length is 129; the model in"),
         (["synthesis.tau=2"], "it must be at most 1"),
         (["synthesis.taw=1"], "did you mean 'synthesis.tau'?"),
     ],

@@ -40,7 +40,7 @@ class Console:
         self._title, self._started, self._printed = title, time.monotonic(), 0.0
         failed = True
         with Live(console=self._progress, refresh_per_second=4, transient=True) as self._live:
-            self.progress("starting")
+            self.progress("")
             try:
                 yield
                 failed = False
@@ -48,16 +48,17 @@ class Console:
                 self._live, last = None, self._last
         took = duration(time.monotonic() - self._started)
         mark = ("x ", "red") if failed else ("✓ ", "green")
-        self._progress.print(Text.assemble(mark, (title, "bold"), f"  {took}  {last}"))
+        self._progress.print(
+            Text.assemble(mark, (title, "bold"), f"  {took}  {last}"), soft_wrap=True
+        )
 
     def progress(self, text: str) -> None:
         """Replace the line of progress of the stage at work."""
         self._last = text
         took = duration(time.monotonic() - self._started)
         if self._live is not None and self._progress.is_terminal:
-            self._live.update(
-                Text.assemble(("… ", "cyan"), (self._title, "bold"), f"  {took}  {text}")
-            )
+            line = Text.assemble(("… ", "cyan"), (self._title, "bold"), f"  {took}  {text}")
+            self._live.update(line)
         elif time.monotonic() - self._printed >= _PLAIN_EVERY_S:
             self._printed = time.monotonic()
             self.note(f"… {self._title}  {took}  {text}")

@@ -22,7 +22,7 @@ from sentisynth.flows.session import Session, write_config
 from sentisynth.flows.synthesize import build_dataset, synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
 from sentisynth.models.classifier import FRESH
-from sentisynth.models.loading import resolve_model
+from sentisynth.models.loading import check_length, resolve_model
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.tracking import StageLog, Tracker
 from sentisynth.training.jobs import ARMS
@@ -94,9 +94,9 @@ def opened(
     """
     corpus = load_corpus(config.data, config.seed)
     for section in _STARTS_FROM.get(command, ()):
-        reference = getattr(config, section).model
-        if not reference.startswith(FRESH):
-            resolve_model(reference)
+        start = getattr(config, section)
+        if not start.model.startswith(FRESH):
+            check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
     directory, console = RunDirectory(out.resolve(), overwrite), Console()
     with directory.locked():
         if not (directory.path / "config.yaml").is_file():

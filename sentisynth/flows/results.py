@@ -25,8 +25,9 @@ def show_results(session: Session, metrics: dict[str, Any]) -> None:
             ]
             for arm in metrics["arms"]
         ]
-        columns = ["", "macro-F1 validation", "macro-F1 test", "accuracy test", "parameters"]
-        console.table(f"{metrics['name']}, seed {metrics['seed']}, real rows", columns, rows)
+        columns = ["", "F1 val.", "F1 test", "acc. test", "params"]
+        title = f"{metrics['name']}, seed {metrics['seed']}: macro-F1 on real rows"
+        console.table(title, columns, rows)
     console.result("")
     if "synthesis" in metrics:
         console.result(synthesis_sentence(metrics["synthesis"]))

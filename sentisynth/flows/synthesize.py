@@ -24,6 +24,7 @@ from sentisynth.errors import QuotaError
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
+from sentisynth.generation.engine import check_generator
 from sentisynth.models.loading import model_digest
 from sentisynth.runtime.stream import UnitStream
 from sentisynth.runtime.tracking import StageLog
@@ -43,6 +44,7 @@ def synthesize(session: Session) -> None:
     config, directory = session.config, session.directory
     parts = plan_parts(session)
     plan, pool = fingerprint(parts), directory.pool
+    check_generator(directory.stage("generator"), config)
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
     if not directory.is_done("pool", parts):  # refuses a pool of another plan
         directory.stamp(pool, parts)

@@ -21,6 +21,20 @@ from sentisynth.seeding import candidate_uniforms
 _SHRINK_AT = 0.75  # rows leave once this share or less of the batch is alive: copies stay rare
 
 
+def check_config(config: Any) -> None:
+    """Raise ModelError unless the engine runs models of this configuration."""
+    remedy = "set synthesis.engine=transformers"
+    if config.model_type != "gpt2":
+        raise ModelError(
+            f"synthesis.engine=batch runs gpt2 models; this one is {config.model_type}: {remedy}"
+        )
+    if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
+        raise ModelError(
+            f"synthesis.engine=batch does not scale attention as this model asks for; {remedy}"
+        )
+    _activation(config.activation_function)
+
+
 class _Cache:
     """Keys and values of every layer, (layers, B, H, S, D) each."""
 
@@ -50,16 +64,7 @@ class BatchEngine:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
     ) -> None:
         config = model.config
-        if config.model_type != "gpt2":
-            raise ModelError(
-                f"synthesis.engine=batch runs gpt2 models; this one is {config.model_type}: "
-                f"set synthesis.engine=auto"
-            )
-        if config.scale_attn_by_inverse_layer_idx or not config.scale_attn_weights:
-            raise ModelError(
-                "synthesis.engine=batch does not scale attention in the unusual way this model "
-                "asks for; set synthesis.engine=transformers"
-            )
+        check_config(config)
         self._body = model.transformer.to(dtype)
         self._unembed_VE = model.lm_head.weight.to(dtype)
         self._activation = _activation(config.activation_function)

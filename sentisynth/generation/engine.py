@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth.config.types import RunConfig, SamplingConfig
 from sentisynth.data.units import Unit
-from sentisynth.generation.batch_engine import BatchEngine
+from sentisynth.errors import ModelError
+from sentisynth.generation.batch_engine import BatchEngine, check_config
 from sentisynth.generation.hf_engine import TransformersEngine
 from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
-from sentisynth.models.loading import autocast_dtype, best_device
+from sentisynth.models.loading import autocast_dtype, best_device, load_tokenizer
 
 
 class Engine(Protocol):
@@ -49,7 +50,7 @@ class UnitGenerator:
         model, self._tokenizer = load_sampler(path)
         device = best_device()
         dtype = autocast_dtype(config.synthesis.precision, device) or torch.float32
-        self.engine_name = choose_engine(config.synthesis.engine, model)
+        self.engine_name = choose_engine(config.synthesis.engine, model.config.model_type)
         self._engine = ENGINES[self.engine_name](model.to(device).eval(), self._tokenizer, dtype)
         self._config = config
         self._control_ids = [
@@ -70,8 +71,28 @@ class UnitGenerator:
         )
 
 
-def choose_engine(name: str, model: PreTrainedModel) -> str:
+def choose_engine(name: str, model_type: str) -> str:
     """Resolve `auto`: ours for GPT-2 models, transformers' `generate` for the rest."""
     if name != "auto":
         return name
-    return "batch" if model.config.model_type == "gpt2" else "transformers"
+    return "batch" if model_type == "gpt2" else "transformers"
+
+
+def check_generator(path: Path, config: RunConfig) -> None:
+    """Read what a fine-tuned generator needs without its weights. Raises ModelError.
+
+    The engine runs its architecture, it knows the control tokens, and each prompt leaves room.
+    """
+    tokenizer, model = load_tokenizer(path), AutoConfig.from_pretrained(path, local_files_only=True)
+    if choose_engine(config.synthesis.engine, model.model_type) == "batch":
+        check_config(model)
+    room = getattr(model, "max_position_embeddings", None)
+    for label in range(len(config.data.labels)):
+        control_id = control_token_id(tokenizer, config.control_token(label))
+        for prompt in config.prompts(label):
+            n = len(prompt_ids(tokenizer, control_id, prompt))
+            if room is not None and n >= room:
+                raise ModelError(
+                    f"the prompt {prompt[:40]!r} has {n} tokens; the generator takes {room} with "
+                    f"the text: shorten it in generator.prompts"
+                )

@@ -108,10 +108,16 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def max_positions(path: Path) -> int:
-    """Longest sequence in tokens that a model directory's architecture takes."""
-    config = AutoConfig.from_pretrained(path, local_files_only=True)
-    return int(getattr(config, "max_position_embeddings", 0) or 2**31)
+def check_length(path: Path, max_length: int, key: str) -> None:
+    """Raise ModelError unless the model in a directory takes sequences of `max_length` tokens."""
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path} has a config.json that does not load: {reason}") from None
+    most = getattr(config, "max_position_embeddings", None) or max_length
+    if max_length > most:
+        raise ModelError(f"{key} is {max_length}; the model in {path} takes {most} tokens at most")
 
 
 def best_device() -> torch.device:

@@ -22,8 +22,8 @@ _SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 def connected() -> Iterator[None]:
     """A Ray session: the one of RAY_ADDRESS (a job has one), or one on this machine alone.
 
-    A local session listens on loopback and starts no dashboard. A session that this process has
-    already is used and left as it is.
+    A local session starts no dashboard; its ports are guarded by Ray's token, which Ray makes. A
+    session that this process has already is used and left as it is.
     """
     if ray.is_initialized():
         yield
@@ -35,7 +35,6 @@ def connected() -> Iterator[None]:
         options |= {
             "address": "local",
             "include_dashboard": False,
-            "_node_ip_address": "127.0.0.1",
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     with _native_notes_hidden():

@@ -12,7 +12,7 @@ from typing import Any
 
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import write_json
-from sentisynth.errors import RunDirectoryError
+from sentisynth.errors import RunDirectoryError, TrackingError
 from sentisynth.seeding import fingerprint
 
 _PARENT = "mlflow.parentRunId"
@@ -79,27 +79,34 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
 
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
-        own = directory.resolve() / "mlflow"
+        own = directory / "mlflow"
         uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         is_own = uri is None
         if is_own:
             own.mkdir(parents=True, exist_ok=True)
             uri = f"sqlite:///{own / 'mlflow.db'}"
         self.uri = uri
-        self._client = MlflowClient(tracking_uri=uri)
+        try:
+            self._client = MlflowClient(tracking_uri=uri)
+            self._experiment = self._experiment_id(
+                config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
+            )
+        except MlflowException as error:
+            reason = " ".join(str(error).split())[:300]
+            raise TrackingError(
+                f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
+            ) from None
         self._file = directory / "mlflow.json"
         self._identity = {
             "uri": uri,
             "experiment": config.tracking.experiment,
             "config": fingerprint(config.model_dump(mode="json")),
         }
-        self._experiment = self._experiment_id(
-            config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
-        )
         self.run_id = self._continued() or self._started(config)
         self.log = StageLog(self._client, self.run_id)
 

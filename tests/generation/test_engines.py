@@ -8,7 +8,7 @@ from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine
-from sentisynth.generation.engine import ENGINES, UnitGenerator, choose_engine
+from sentisynth.generation.engine import ENGINES, UnitGenerator, check_generator, choose_engine
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.generator import load_generator, load_sampler
 from tests.conftest import RESOURCES
@@ -72,10 +72,10 @@ def test_no_candidate_is_longer_than_asked_or_than_the_model(mini) -> None:
 
 
 def test_auto_takes_ours_for_gpt2_and_generate_for_the_rest(mini, tiny_bert: Path) -> None:
-    assert choose_engine("auto", mini[0]) == "batch"
+    assert choose_engine("auto", "gpt2") == "batch"
+    assert choose_engine("auto", "llama") == "transformers"
     bert, tokenizer = load_classifier(str(tiny_bert), ["n", "p"])
-    assert choose_engine("auto", bert) == "transformers"
-    with pytest.raises(ModelError, match="set synthesis.engine=auto"):
+    with pytest.raises(ModelError, match="set synthesis.engine=transformers"):
         BatchEngine(bert, tokenizer, torch.float32)
 
 
@@ -89,3 +89,16 @@ def test_prompts_of_a_class_take_turns_by_unit(tmp_path: Path, tiny_gpt2: Path) 
     found = [generate(Unit(1, n, 4)).prompt for n in range(3)]
     assert found == ["the best", "a fine", "the best"]
     assert generate(Unit(0, 2, 4)).prompt == "the worst"
+
+
+def test_a_generator_is_checked_before_anything_starts(tmp_path: Path, tiny_gpt2: Path) -> None:
+    model, tokenizer = load_generator(str(tiny_gpt2), ["<NEG>", "<POS>"])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    check_generator(tmp_path, load_config("quickstart"))
+    long = "generator.prompts={negative: [" + "so " * 64 + "], positive: ['']}"
+    with pytest.raises(ModelError, match=r"has 6\d tokens; the generator takes 64"):
+        check_generator(tmp_path, load_config("quickstart", [long]))
+    other = "generator.control_tokens={negative: <BAD>, positive: <POS>}"
+    with pytest.raises(ModelError, match="does not know the control token <BAD>"):
+        check_generator(tmp_path, load_config("quickstart", [other]))
