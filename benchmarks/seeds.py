@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
 
     out = arguments.out / f"seed-{seed}"
     command = ["run", arguments.recipe, *arguments.overrides, f"seed={seed}", "--out", str(out)]
-    started = time.monotonic()
+    is_done, started = (out / "metrics.json").is_file(), time.monotonic()
     subprocess.run([sys.executable, "-m", "sentisynth.cli", *command], check=True)
     metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
     config = yaml.safe_load((out / "config.yaml").read_text(encoding="utf-8"))
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     }
     return {
         "seed": seed,
-        "seconds": round(time.monotonic() - started, 1),
+        "seconds": None if is_done else round(time.monotonic() - started, 1),
         "arms": arms,
         "gain": metrics["gain"],
         "perplexity": metrics["generator"]["perplexity"],
@@ -106,7 +106,9 @@ def table(runs: list[dict[str, Any]]) -> str:
     ):
         lines.append(f"{title}: {spread([r['synthesis'][key] for r in runs])}.")
     lines.append(f"Generator perplexity: {spread([r['perplexity'] for r in runs], 1)}.")
-    lines.append(f"Seconds a run: {spread([r['seconds'] for r in runs], 0)}.")
+    seconds = [r["seconds"] for r in runs if r["seconds"] is not None]
+    if seconds:
+        lines.append(f"Seconds a run: {spread(seconds, 0)}.")
     return "\n".join(lines)
 
 
@@ -121,7 +123,13 @@ def hardware() -> str:
     if info.is_file():
         names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
         model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{os.cpu_count()} cores, {model}, no GPU used unless the config says so"
+    return f"{os.cpu_count()} cores, {model}, GPU: {gpu()}"
+
+
+def gpu() -> str:
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import pytest
 from sentisynth.cli import main
 from tests.conftest import RESOURCES, reviews
 
+JOBS = Path(__file__).parent.parent / "jobs"
+
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run a command that must be refused, and return its message."""
@@ -35,6 +37,9 @@ def write(path: Path, texts: list[object], labels: list[object]) -> str:
         (["teacher.model=./absent"], "there is no model directory ./absent"),
         (["generator.model=package:absent"], "shipped are gpt2-mini"),
         (["teacher.max_length=129"], "teacher.max_length is 129; the model in"),
+        (["student.model=fresh:bert-huge"], "write fresh:bert-tiny or fresh:bert-mini"),
+        (["student.max_length=600"], "student.max_length is 600"),
+        (["teacher.model=fresh:bert-tiny"], "fresh:bert-tiny"),
         (["synthesis.tau=2"], "it must be at most 1"),
         (["synthesis.taw=1"], "did you mean 'synthesis.tau'?"),
     ],
@@ -120,9 +125,9 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
     assert [line.split()[0] for line in lines] == ["quickstart", "rotten_tomatoes", "sst2"]
 
 
-@pytest.mark.parametrize("script", ["pipeline", "teacher", "synthesize"])
+@pytest.mark.parametrize("script", [p.stem for p in JOBS.glob("*.py")])
 def test_jobs_are_the_same_commands(script: str, tmp_path: Path) -> None:
-    job = Path(__file__).parent.parent / "jobs" / f"{script}.py"
+    job = JOBS / f"{script}.py"
     done = subprocess.run(
         [sys.executable, str(job), "quickstart", "synthesis.taw=1"],
         capture_output=True,
@@ -134,7 +139,7 @@ def test_jobs_are_the_same_commands(script: str, tmp_path: Path) -> None:
     assert len(job.read_text().splitlines()) <= 25
 
 
-def test_rows_of_three_named_classes_pass_the_whole_corpus_stage(tmp_path: Path) -> None:
+def test_three_named_classes_with_numbers_for_names_fill_the_corpus(tmp_path: Path) -> None:
     from sentisynth.config.load import load_config
     from sentisynth.data.splits import load_corpus
 
@@ -144,3 +149,15 @@ def test_rows_of_three_named_classes_pass_the_whole_corpus_stage(tmp_path: Path)
     sizes = ["data.validation=9", "data.test=9", f"data.source={source}"]
     corpus = load_corpus(load_config("quickstart", [*settings, *sizes]).data, 1)
     assert sorted(set(corpus.seed["labels"].to_pylist())) == [0, 1, 2]
+
+
+def test_a_run_directory_is_a_local_path(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "is a URI" in refused(["run", "quickstart", "--out", "s3://bucket/run"], capsys)
+
+
+def test_a_store_that_cannot_be_used_is_named(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["run", "quickstart", "tracking.uri=sqlite:////proc/none/mlflow.db"]
+    assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
+    assert "the MLflow store sqlite:////proc/none" in capsys.readouterr().err

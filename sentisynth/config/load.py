@@ -78,7 +78,10 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
     if recipe in recipe_names():
         text = (_RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
     elif Path(recipe).is_file():
-        text = Path(recipe).read_text(encoding="utf-8")
+        try:
+            text = Path(recipe).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{recipe} cannot be read as UTF-8 text: {error}") from None
     else:
         hint = _nearest(recipe, recipe_names())
         raise ConfigError(
@@ -157,7 +160,8 @@ def _sentence(error: ErrorDetails) -> str:
         message = str(context["error"])
         return f"{key}: {message}" if key and not message.startswith(key.split(".")[0]) else message
     allowed = _allowed(kind, context)
-    return f"{key} is {error['input']!r}; it must be {allowed or error['msg']}"
+    quote = "; put it in quotes" if allowed == "a text" else ""
+    return f"{key} is {error['input']!r}; it must be {allowed or error['msg']}{quote}"
 
 
 def _allowed(kind: str, context: dict[str, Any]) -> str:

@@ -19,9 +19,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 class Config(BaseModel):
     """Base of all: frozen, and a key that does not exist is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, coerce_numbers_to_str=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class DataConfig(Config):
@@ -43,8 +41,11 @@ class DataConfig(Config):
     @field_validator("validation", "test", mode="before")
     @classmethod
     def _at_least_one(cls, value: object) -> object:
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"{value} rows cannot be held out; it must be at least 1, or a file")
+        if isinstance(value, bool | float) or (isinstance(value, int) and value < 1):
+            raise ValueError(
+                f"{value} is no number of rows to hold out; it must be a whole number of at least "
+                f"1, or a file"
+            )
         return value
 
     @model_validator(mode="after")
@@ -154,7 +155,7 @@ class SynthesisConfig(Config):
     tau: Annotated[float, Field(ge=0, le=1)] = 0.9
     """Smallest probability that the teacher must give the intended class."""
     max_candidates_per_class: PositiveInt = 200000
-    """Candidates of a class after which a quota not reached ends the run."""
+    """Candidates of a class, in whole units, after which a quota not reached ends the run."""
     unit_size: Annotated[int, Field(ge=1, le=65536)] = 256
     """Candidates of a unit: one batch, one file."""
     engine: Literal["auto", "batch", "transformers"] = "auto"
@@ -222,6 +223,16 @@ class RunConfig(Config):
                     f"generator.{key} has entries for {', '.join(sorted(given))}; it must have "
                     f"one for each of data.labels: {', '.join(self.data.labels)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _distinct_control_tokens(self) -> "RunConfig":
+        tokens = [self.control_token(label) for label in range(len(self.data.labels))]
+        if len(set(tokens)) < len(tokens) or not all(token.strip() for token in tokens):
+            raise ValueError(
+                f"the control tokens are {', '.join(map(repr, tokens))}; each class needs one of "
+                f"its own: set generator.control_tokens"
+            )
         return self
 
     def control_token(self, label: int) -> str:

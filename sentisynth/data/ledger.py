@@ -25,6 +25,8 @@ def softmax(logits_NK: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 def logits_of(table: pa.Table, column: str = schema.TEACHER_LOGITS) -> np.ndarray:
     """The list column as an array (N, K). No row may be null."""
     values = table[column].combine_chunks()
+    if len(values) == 0:
+        return np.empty((0, 0), dtype=np.float32)
     return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
 
 

@@ -1,6 +1,5 @@
 """The pool: verified units, and the manifest that is written when the quota is there."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,10 @@ from sentisynth.data.files import sha256_file, write_json
 from sentisynth.data.ledger import Tally, adds_up
 from sentisynth.data.units import Unit, read_unit, units_on_disk
 from sentisynth.errors import RunDirectoryError
+from sentisynth.seeding import fingerprint
 
 MANIFEST = "manifest.json"
+_KEYS = {"plan", "unit_size", "rows", "tau", "n_per_class", "ledger", "files", "sha256"}
 
 
 class PoolReader:
@@ -93,8 +94,8 @@ def publish(pool: Path, reader: PoolReader, config: RunConfig, plan: str) -> dic
             for label, name in enumerate(config.data.labels)
         },
         "files": files,
-        "sha256": _digest(files),
     }
+    manifest["sha256"] = fingerprint(manifest)
     write_json(pool / MANIFEST, manifest)
     return manifest
 
@@ -106,8 +107,11 @@ def read_manifest(pool: Path) -> dict[str, Any] | None:
         return None
     try:
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise RunDirectoryError(f"{path} is damaged; remove it and run the command again") from None
+        whole = set(manifest) == _KEYS
+    except (ValueError, TypeError):
+        whole = False
+    if not whole:
+        raise RunDirectoryError(f"{path} is damaged; remove it and run the command again")
     return manifest
 
 
@@ -140,7 +144,7 @@ def check_pool(pool: Path) -> list[str]:
             problems.append(f"{path} was altered: its sha256 is not the manifest's")
     on_disk = {u.path(pool).relative_to(pool).as_posix() for u in units_on_disk(pool, 1)}
     problems += [f"{pool / name} is not in the manifest" for name in sorted(on_disk - set(files))]
-    if _digest(files) != manifest["sha256"]:
+    if fingerprint({k: v for k, v in manifest.items() if k != "sha256"}) != manifest["sha256"]:
         problems.append(f"{pool / MANIFEST} was altered: its own sha256 does not match")
     for name, entry in manifest["ledger"].items():
         if not adds_up(entry):
@@ -149,7 +153,3 @@ def check_pool(pool: Path) -> list[str]:
     if generated != manifest["rows"]:
         problems.append(f"the ledger counts {generated} candidates, the files {manifest['rows']}")
     return problems
-
-
-def _digest(files: dict[str, str]) -> str:
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sentisynth.data.files import write_json
+from sentisynth.data.files import sha256_file, write_json
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
 
-_STAMP = "stage.json"
+_STAMP, _CARD = "stage.json", "README.md"
+STAGES = ("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student")
 _ABSENT = "absent"
 
 
@@ -44,37 +45,57 @@ class RunDirectory:
 
     def read_stamp(self, name: str) -> dict[str, Any] | None:
         """What a finished stage was made from, or None if it is not finished."""
+        return self._read(name, "parts") if (self.stage(name) / _STAMP).is_file() else None
+
+    def _read(self, name: str, key: str) -> dict[str, Any]:
         path = self.stage(name) / _STAMP
-        if not path.is_file():
-            return None
         try:
-            parts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["parts"]
-        except (ValueError, KeyError):
+            value: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))[key])
+        except (ValueError, KeyError, TypeError):
             raise RunDirectoryError(f"{path} is damaged; remove {path.parent} to redo") from None
-        return parts
+        return value
 
     def is_done(self, name: str, parts: dict[str, Any]) -> bool:
         """Whether a stage was made from these parts.
 
-        Raises RunDirectoryError where it was made from others, unless told to overwrite: then what
-        lies there is removed.
+        Raises RunDirectoryError where it was made from others or was damaged since, unless told
+        to overwrite: then what lies there is removed.
         """
         found = self.read_stamp(name)
         if found is None:
             return False
-        if fingerprint(found) == fingerprint(parts):
+        same = fingerprint(found) == fingerprint(parts)
+        problems = self.damage(name) if same else []
+        if same and not problems:
             return True
         if not self._overwrite:
-            raise RunDirectoryError(
-                f"{self.stage(name)} was made from something else: {_differences(found, parts)}; "
-                f"choose another directory with --out, or replace it with --overwrite"
-            )
+            wrong = problems[0] if same else f"{self.stage(name)} was made from something else"
+            told = "" if same else f": {_differences(found, parts)}"
+            remedy = "choose another directory with --out, or replace it with --overwrite"
+            raise RunDirectoryError(f"{wrong}{told}; {remedy}")
         shutil.rmtree(self.stage(name))
         return False
 
     def stamp(self, directory: Path, parts: dict[str, Any]) -> None:
-        """Say what the stage in `directory` was made from: its last file."""
-        write_json(directory / _STAMP, {"fingerprint": fingerprint(parts), "parts": parts})
+        """Say what the stage in `directory` was made from, and its files' sha256: its last file."""
+        files = {
+            path.relative_to(directory).as_posix(): sha256_file(path)
+            for path in sorted(directory.rglob("*"))
+            if path.is_file() and path.name != _CARD
+        }
+        stamp = {"fingerprint": fingerprint(parts), "parts": parts, "files": files}
+        write_json(directory / _STAMP, stamp)
+
+    def damage(self, name: str) -> list[str]:
+        """What is wrong with a finished stage's files, one sentence each."""
+        problems = []
+        for file, digest in self._read(name, "files").items():
+            path = self.stage(name) / file
+            if not path.is_file():
+                problems.append(f"{path} is missing")
+            elif sha256_file(path) != digest:
+                problems.append(f"{path} was altered after it was made")
+        return problems
 
     def require(self, name: str, command: str) -> Path:
         """The directory of a finished stage. Raises RunDirectoryError that names the command."""

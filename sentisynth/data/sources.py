@@ -23,8 +23,10 @@ def read_rows(reference: str, config: DataConfig) -> pa.Table:
 
     Raises DataError with one sentence: file, row (from 1), value.
     """
-    table = _read_table(reference)
+    table = _read_table(reference, config)
     for column in (config.text_column, config.label_column):
+        if table.column_names.count(column) > 1:
+            raise DataError(f"{reference} has the column {column!r} twice; keep one of them")
         if column not in table.column_names:
             raise DataError(
                 f"{reference} has no column {column!r}; its columns are "
@@ -32,11 +34,12 @@ def read_rows(reference: str, config: DataConfig) -> pa.Table:
             )
     if table.num_rows == 0:
         raise DataError(f"{reference} has no rows; give a file with labelled texts")
-    texts = [
-        _text(value, reference, row, config)
-        for row, value in enumerate(table[config.text_column].to_pylist(), start=1)
-    ]
-    labels = _labels(table[config.label_column].to_pylist(), reference, config)
+    try:
+        values = [table[c].to_pylist() for c in (config.text_column, config.label_column)]
+    except UnicodeDecodeError:
+        raise DataError(f"{reference} is not UTF-8; convert it, e.g. with iconv") from None
+    texts = [_text(value, reference, row, config) for row, value in enumerate(values[0], start=1)]
+    labels = _labels(values[1], reference, config)
     return pa.table({schema.TEXT: texts, schema.LABELS: labels}, schema=schema.CORPUS)
 
 
@@ -53,34 +56,47 @@ def _text(value: Any, reference: str, row: int, config: DataConfig) -> str:
 
 
 def _labels(values: list[Any], reference: str, config: DataConfig) -> list[int]:
-    positions: dict[Any, int] = {name: i for i, name in enumerate(config.labels)}
-    for i in range(len(config.labels)):
-        positions.setdefault(i, i)
-        positions.setdefault(str(i), i)
+    """Positions of the classes: of their names, and where no name is a number, of 0, 1, … too."""
+    known = {name: i for i, name in enumerate(config.labels)}
+    told = ", ".join(config.labels)
+    if not any(_is_number(name) for name in config.labels):
+        known |= {str(i): i for i in range(len(config.labels))}
+        told += f" (or 0 to {len(config.labels) - 1})"
     found = []
     for row, value in enumerate(values, start=1):
-        value = int(value) if isinstance(value, float) and _is_whole(value) else value
-        if isinstance(value, bool) or value not in positions:
+        position = known.get(_label_text(value))
+        if position is None:
             raise DataError(
-                f"{reference}, row {row}: the label {value!r} is not one of data.labels: "
-                f"{', '.join(config.labels)} (or 0 to {len(config.labels) - 1})"
+                f"{reference}, row {row}: the label {value!r} is not one of data.labels: {told}"
             )
-        found.append(positions[value])
+        found.append(position)
     return found
 
 
-def _is_whole(value: float) -> bool:
-    return math.isfinite(value) and value.is_integer()
+def _label_text(value: Any) -> str:
+    """How a label reads in a text file; empty for what is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    is_whole = isinstance(value, float) and math.isfinite(value) and value.is_integer()
+    return str(int(value) if is_whole else value).strip()
 
 
-def _read_table(reference: str) -> pa.Table:
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_table(reference: str, config: DataConfig) -> pa.Table:
     if reference.startswith("package:"):
         return pq.read_table(_package_file(reference.removeprefix("package:")))
     path = Path(reference)
     if path.suffix in _FORMATS:
         if not path.is_file():
             raise DataError(f"there is no file {reference}; check the path in the data section")
-        return _read_file(path)
+        return _read_file(path, config)
     if path.exists():
         raise DataError(f"{reference} is not a file of a known kind; use {', '.join(_FORMATS)}")
     if reference.startswith((".", "/", "~")):
@@ -88,7 +104,7 @@ def _read_table(reference: str) -> pa.Table:
     return _read_hub(reference)
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path, config: DataConfig) -> pa.Table:
     try:
         if path.suffix == ".parquet":
             return pq.read_table(path)
@@ -101,12 +117,15 @@ def _read_file(path: Path) -> pa.Table:
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=delimiter, quote_char=quote, newlines_in_values=bool(quote)
             ),
-            convert_options=pyarrow.csv.ConvertOptions(strings_can_be_null=False),
+            convert_options=pyarrow.csv.ConvertOptions(
+                strings_can_be_null=False,
+                column_types={config.text_column: pa.string(), config.label_column: pa.string()},
+            ),
         )
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty; give a file with labelled texts") from None
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from None
 
 

@@ -1,5 +1,6 @@
 """Units: a fixed block of consecutive candidates of one label; one batch, one file, one retry."""
 
+import errno
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,11 @@ def read_unit(unit: Unit, pool: Path, plan: str) -> pa.Table | None:
     path = unit.path(pool)
     try:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    except (OSError, pa.ArrowException, pa.ArrowInvalid):
+    except pa.ArrowException:
+        return None
+    except OSError as error:
+        if error.errno not in (None, errno.ENOENT):  # the file may be whole: not for us to redo
+            raise RunDirectoryError(f"{path} cannot be read: {error}") from None
         return None
     if not table.schema.equals(schema.POOL) or table.num_rows != unit.size:
         return None

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentisynth import schema
@@ -17,7 +18,7 @@ from sentisynth.evaluation.metrics import (
     mean_entropy,
     paired_bootstrap,
 )
-from sentisynth.seeding import derive_seed
+from sentisynth.seeding import derive_seed, fingerprint
 
 REAL_SPLITS = ("validation", "test")
 
@@ -30,7 +31,7 @@ def evaluate_run(
     `compare` names two arms: what the second has over the first on the test rows is the gain.
     Arms, generator and synthetic set that are not there yet are left out.
     """
-    done = {name: title for name, title in arms.items() if directory.read_stamp(name) is not None}
+    done = {name: title for name, title in arms.items() if _is_of_this_run(directory, name)}
     k = len(config.data.labels)
     metrics: dict[str, Any] = {
         "name": config.name,
@@ -57,6 +58,14 @@ def evaluate_run(
     return metrics
 
 
+def _is_of_this_run(directory: RunDirectory, name: str) -> bool:
+    """Whether an arm is finished, and was trained on the dataset that lies there now."""
+    parts = directory.read_stamp(name)
+    if parts is None or "dataset" not in parts:
+        return parts is not None
+    return bool(parts["dataset"] == fingerprint(directory.read_stamp("dataset")))
+
+
 def _arm(path: Path, name: str, title: str, n_classes: int) -> dict[str, Any]:
     found = read_json(path / "metrics.json")
     splits = {split: classification(*_predictions(path, split), n_classes) for split in REAL_SPLITS}
@@ -76,20 +85,17 @@ def _synthesis(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:
         pq.read_table(directory.dataset / f"{name}.parquet")
         for name in ("train", "synthetic_validation", "synthetic_test")
     ]
-    texts, soft, labels = [], [], []
-    for table in parts:
-        rows = table.filter(table[schema.IS_SYNTH])
-        texts += rows[schema.TEXT].to_pylist()
-        soft.append(logits_of(rows, schema.SOFT_LABELS))
-        labels.append(rows[schema.LABELS].to_numpy())
-    counts = np.bincount(np.concatenate(labels), minlength=len(config.data.labels))
+    rows = pa.concat_tables(parts)
+    rows = rows.filter(rows[schema.IS_SYNTH]).combine_chunks()
+    texts, made = rows[schema.TEXT].to_pylist(), directory.read_stamp("dataset") or {}
+    counts = np.bincount(rows[schema.LABELS].to_numpy(), minlength=len(config.data.labels))
     return {
-        "tau": config.synthesis.tau,
-        "n_per_class": config.synthesis.n_per_class,
+        "tau": made["tau"],
+        "n_per_class": made["n_per_class"],
         "rows": dict(zip(config.data.labels, counts.tolist(), strict=True)),
         "ledger": ledger,
         "acceptance": {n: e["accepted"] / e["generated"] for n, e in ledger.items()},
         "distinct_1": distinct_n(texts, 1),
         "distinct_2": distinct_n(texts, 2),
-        "soft_label_entropy": mean_entropy(np.concatenate(soft)),
+        "soft_label_entropy": mean_entropy(logits_of(rows, schema.SOFT_LABELS)),
     }

@@ -9,6 +9,7 @@ from sentisynth import schema
 from sentisynth.config.load import read_run_config
 from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import check_pool
+from sentisynth.data.run_directory import STAGES, RunDirectory
 from sentisynth.data.text import normal_form
 from sentisynth.errors import RunDirectoryError
 
@@ -18,15 +19,21 @@ _SYNTHETIC = ("synthetic_validation", "synthetic_test")
 def check_run(path: Path) -> list[str]:
     """What is wrong with a run, one sentence each; empty if nothing is.
 
-    Files and ledger of the pool; and of the dataset: the schema, exactly `n_per_class` synthetic
-    rows a class and none of them twice, no synthetic row in a real split, no text of the real
-    validation and test rows among what is learned from. Raises RunDirectoryError where there is
-    no run.
+    Files of every stage, files and ledger of the pool; and of the dataset: the schema, exactly
+    `n_per_class` synthetic rows a class and none of them twice, no synthetic row in a real split,
+    no text of the real validation and test rows among what is learned from. Raises
+    RunDirectoryError where there is no run.
     """
     if not path.is_dir():
         raise RunDirectoryError(f"there is no run directory {path}; check the path")
     config = read_run_config(path)
-    problems: list[str] = []
+    directory = RunDirectory(path)
+    problems = [
+        problem
+        for name in STAGES
+        if directory.read_stamp(name) is not None
+        for problem in directory.damage(name)
+    ]
     if (path / "pool").is_dir():
         problems += check_pool(path / "pool")
     if (path / "dataset").is_dir():

@@ -71,7 +71,7 @@ class Console:
         for i, column in enumerate(columns):
             table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         self._results.print()
         self._results.print(table)
 

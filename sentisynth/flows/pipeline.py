@@ -5,6 +5,7 @@ seed rows ─► teacher, generator ─► [plan ─► generate ─► screen �
 """
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,14 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import load_corpus
+from sentisynth.errors import RunDirectoryError
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, write_config
 from sentisynth.flows.synthesize import build_dataset, synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
-from sentisynth.models.classifier import FRESH
+from sentisynth.models.classifier import FRESH, check_fresh
 from sentisynth.models.loading import check_length, resolve_model
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.tracking import StageLog, Tracker
@@ -43,7 +45,8 @@ def prepare_corpus(session: Session) -> None:
     """Read, check and split the real rows."""
     config, corpus = session.config, session.corpus
     digests = {name: table_digest(table) for name, table in corpus.splits().items()}
-    parts = {"labels": list(config.data.labels), **digests}
+    settings = config.data.model_dump(mode="json", include={"labels", "n_seed", "lowercase"})
+    parts = {"code": 1, "seed": config.seed, **settings, "rows": digests}
 
     def build(out: Path, log: StageLog) -> None:
         for name, table in corpus.splits().items():
@@ -71,11 +74,12 @@ STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
     "teacher": (prepare_corpus, train_teacher),
     "generator": (prepare_corpus, train_generator),
     "synthesize": (prepare_corpus, synthesize, build_dataset),
-    "distil": (prepare_corpus, distil_students),
+    "distil": (prepare_corpus, build_dataset, distil_students),
     "evaluate": (prepare_corpus, evaluate),
 }
 
 
+_URI = re.compile(r"[a-z][a-z0-9+]+:/")  # Path has made one slash of two
 _STARTS_FROM = {
     "run": ("teacher", "generator", "student"),
     "teacher": ("teacher",),
@@ -92,25 +96,31 @@ def opened(
 
     Data and starting models are read before anything is made: a mistake in them costs nothing.
     """
+    if _URI.match(str(out)):
+        raise RunDirectoryError(f"{out} is a URI; run directories are local paths so far")
     corpus = load_corpus(config.data, config.seed)
     for section in _STARTS_FROM.get(command, ()):
         start = getattr(config, section)
-        if not start.model.startswith(FRESH):
+        if section == "student" and start.model.startswith(FRESH):
+            check_fresh(start.model, start.max_length)
+        else:
             check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
     directory, console = RunDirectory(out.resolve(), overwrite), Console()
     with directory.locked():
         if not (directory.path / "config.yaml").is_file():
             write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
-        tracker = Tracker(config, directory.path)
-        with connected(), tracker.parent():
-            yield Session(
-                config=config,
-                corpus=corpus,
-                directory=directory,
-                tracker=tracker,
-                console=console,
-            )
+        with connected():
+            tracker = Tracker(config, directory.path)
+            with tracker.parent():
+                yield Session(
+                    config=config,
+                    corpus=corpus,
+                    directory=directory,
+                    tracker=tracker,
+                    console=console,
+                )
+        if command != "evaluate":  # it makes nothing: what was made stands there already
             write_config(config, directory, versions())
 
 

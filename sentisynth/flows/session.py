@@ -42,11 +42,12 @@ class Session:
         if self.directory.is_done(name, parts):
             self.console.skipped(title)
             return final
-        with self.stage(name, title) as log, directory_aside(final) as out:
-            log.params(parts)
-            build(out, log)
-            self.directory.stamp(out, parts)
-            log.artifacts(out, name)
+        with self.stage(name, title) as log:
+            with directory_aside(final) as out:
+                log.params(parts)
+                build(out, log)
+                self.directory.stamp(out, parts)
+            log.artifacts(final, name)
         return final
 
     @contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
+import torch
 
 from sentisynth import schema
 from sentisynth.data.files import sha256_file, write_json, write_table, write_text
@@ -20,12 +20,13 @@ from sentisynth.data.pool import (
     read_units,
 )
 from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
-from sentisynth.errors import QuotaError
+from sentisynth.errors import QuotaError, RunDirectoryError
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import check_generator
-from sentisynth.models.loading import model_digest
+from sentisynth.models.loading import autocast_dtype, model_digest
+from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.stream import UnitStream
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.seeding import fingerprint
@@ -48,6 +49,7 @@ def synthesize(session: Session) -> None:
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
     if not directory.is_done("pool", parts):  # refuses a pool of another plan
         directory.stamp(pool, parts)
+    directory.is_done("dataset", dataset_parts(session))  # refuses before hours of work
     done = prepare_pool(pool, config, plan)
     reader = PoolReader(pool, config, plan)
     for unit in sorted(done, key=lambda u: (u.number, u.label)):
@@ -71,8 +73,9 @@ def plan_parts(session: Session) -> dict[str, Any]:
     synthesis = config.synthesis
     teacher = directory.require("teacher", f"teacher {config.name}")
     generator = directory.require("generator", f"generator {config.name}")
-    gpus = ray.cluster_resources().get("GPU", 0.0)
+    gpus = cluster_resources().gpus
     pools = (synthesis.generate_pool, synthesis.verify_pool)
+    devices = ["cuda" if (p.gpus is None and gpus) or p.gpus else "cpu" for p in pools]
     return {
         "code": _CODE_VERSION,
         "seed": config.seed,
@@ -82,16 +85,24 @@ def plan_parts(session: Session) -> dict[str, Any]:
         "control_tokens": control_tokens(config),
         "prompts": [list(config.prompts(label)) for label in range(len(config.data.labels))],
         "teacher_max_length": config.teacher.max_length,
+        "lowercase": config.data.lowercase,
         "synthesis": {
             "unit_size": synthesis.unit_size,
             "engine": synthesis.engine,
-            "precision": synthesis.precision,
+            "precision": [_precision(synthesis.precision, device) for device in devices],
             "threads": [pool.threads for pool in pools],
-            "devices": ["gpu" if (p.gpus is None and gpus) or p.gpus else "cpu" for p in pools],
+            "devices": devices,
             "sampling": synthesis.sampling.model_dump(mode="json"),
             "screens": synthesis.screens.model_dump(mode="json"),
         },
     }
+
+
+def _precision(precision: str, device: str) -> str:
+    """What `auto` comes to on a CPU like the driver's; GPUs may not be the driver's to ask."""
+    if precision != "auto" or device == "cuda":
+        return precision
+    return "fp32" if autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
 
 
 def _fill(session: Session, reader: PoolReader, plan: str, done: set[Any], log: StageLog) -> None:
@@ -154,19 +165,15 @@ def build_dataset(session: Session) -> None:
     """Stage D: apply τ, the quota, T, β and the split to the pool."""
     config, directory = session.config, session.directory
     synthesis, distil = config.synthesis, config.distil
-    plan = plan_parts(session)
-    parts = {
-        "plan": fingerprint(plan),
-        "tau": synthesis.tau,
-        "n_per_class": synthesis.n_per_class,
-        "beta": distil.beta,
-        "temperature": distil.temperature,
-    }
     title = f"D  dataset: τ {synthesis.tau:g}, β {distil.beta:g}, T {distil.temperature:g}"
 
     def build(out: Path, log: StageLog) -> None:
         manifest = read_manifest(directory.pool)
-        assert manifest is not None
+        if manifest is None:
+            raise RunDirectoryError(
+                f"the pool in {directory.path} is not finished; run `sentisynth synthesize "
+                f"{config.name}` first"
+            )
         labels = range(len(config.data.labels))
         chosen, ledgers = select(
             (read_units(directory.pool, manifest, label) for label in labels),
@@ -196,7 +203,20 @@ def build_dataset(session: Session) -> None:
             {name: ledger.as_dict() for name, ledger in zip(names, ledgers, strict=True)},
         )
 
-    session.do("dataset", title, parts, build)
+    session.do("dataset", title, dataset_parts(session), build)
+
+
+def dataset_parts(session: Session) -> dict[str, Any]:
+    """What decides the dataset: the pool's plan, and what is decided about the pool."""
+    config = session.config
+    return {
+        "code": 1,
+        "plan": fingerprint(plan_parts(session)),
+        "tau": config.synthesis.tau,
+        "n_per_class": config.synthesis.n_per_class,
+        "beta": config.distil.beta,
+        "temperature": config.distil.temperature,
+    }
 
 
 def _teacher_logits(session: Session, split: str) -> Any:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
-from sentisynth.generation.sampling import sample
+from sentisynth.generation.sampling import sample, until_end
 from sentisynth.seeding import candidate_uniforms
 
 _SHRINK_AT = 0.75  # rows leave once this share or less of the batch is alive: copies stay rare
@@ -103,10 +103,7 @@ class BatchEngine:
                 cache.keep(alive)
             if step + 1 < steps:
                 logits_BV = self._step(drawn[:, None], cache)
-        return [self._until_end(row) for row in tokens_BS[:, len(prompt) :].tolist()]
-
-    def _until_end(self, row: list[int]) -> list[int]:
-        return row[: row.index(self._eos_id)] if self._eos_id in row else row
+        return [until_end(row, self._eos_id) for row in tokens_BS[:, len(prompt) :].tolist()]
 
     def _prefill(self, prompt_1S: torch.Tensor) -> tuple[torch.Tensor, _Cache]:
         layers, width = len(self._body.h), self._unembed_VE.shape[1]

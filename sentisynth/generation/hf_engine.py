@@ -5,6 +5,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
+from sentisynth.generation.sampling import until_end
 from sentisynth.seeding import derive_seed
 
 
@@ -23,6 +24,10 @@ class TransformersEngine:
     def __call__(
         self, prompt: list[int], unit: Unit, seed: int, sampling: SamplingConfig
     ) -> list[list[int]]:
+        room = getattr(self._model.config, "max_position_embeddings", None)
+        steps = sampling.max_new_tokens
+        if room is not None:
+            steps = min(steps, room - len(prompt))
         inputs = torch.tensor([prompt] * unit.size, device=self._model.device)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(seed, "unit", unit.label, unit.first_index))
@@ -30,7 +35,7 @@ class TransformersEngine:
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 do_sample=True,
-                max_new_tokens=sampling.max_new_tokens,
+                max_new_tokens=steps,
                 temperature=sampling.temperature,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
@@ -38,7 +43,4 @@ class TransformersEngine:
                 pad_token_id=self._pad_id,
                 eos_token_id=self._eos_id,
             )
-        return [self._until_end(row) for row in out[:, len(prompt) :].tolist()]
-
-    def _until_end(self, row: list[int]) -> list[int]:
-        return row[: row.index(self._eos_id)] if self._eos_id in row else row
+        return [until_end(row, self._eos_id) for row in out[:, len(prompt) :].tolist()]

@@ -58,3 +58,8 @@ def sample(
     chosen = (steps <= uniforms_B[:, None] * steps[:, -1:]).sum(dim=1, keepdim=True)
     last = (probs > 0).sum(dim=1, keepdim=True) - 1
     return ids.gather(1, torch.minimum(chosen, last)).squeeze(1)
+
+
+def until_end(row: list[int], end_id: int) -> list[int]:
+    """A continuation without its end token and what follows."""
+    return row[: row.index(end_id)] if end_id in row else row

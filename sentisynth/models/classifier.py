@@ -18,6 +18,7 @@ from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
 
 FRESH = "fresh:"
+FRESH_POSITIONS = 512
 SHAPES: dict[str, dict[str, Any]] = {
     # Turc et al., "Well-read students learn better", 2019, table 1.
     "bert-tiny": {"model_type": "bert", "num_hidden_layers": 2, "hidden_size": 128},
@@ -42,16 +43,33 @@ def load_classifier(
         return AutoModelForSequenceClassification.from_config(config), tokenizer
     path = resolve_model(reference)
     tokenizer = load_tokenizer(path)
-    model = load_pretrained(
-        AutoModelForSequenceClassification, path, ignore_mismatched_sizes=True, **names
+    model, info = load_pretrained(
+        AutoModelForSequenceClassification,
+        path,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **names,
     )
+    body = [key for key, *_ in info["mismatched_keys"] if key.startswith(model.base_model_prefix)]
+    if body:
+        raise ModelError(f"{path}: the weights {body[0]} do not have the shape of config.json")
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
 
-def _fresh_config(shape: str, tokenizer: PreTrainedTokenizerBase, names: dict[str, Any]) -> Any:
+def check_fresh(reference: str, max_length: int) -> None:
+    """Raise ModelError unless a `fresh:SHAPE` is known and takes `max_length` tokens."""
+    shape = reference.removeprefix(FRESH)
     if shape not in SHAPES:
         raise ModelError(f"there is no shape {shape!r}; write fresh:{' or fresh:'.join(SHAPES)}")
+    if max_length > FRESH_POSITIONS:
+        raise ModelError(
+            f"student.max_length is {max_length}; {reference} takes {FRESH_POSITIONS} at most"
+        )
+
+
+def _fresh_config(shape: str, tokenizer: PreTrainedTokenizerBase, names: dict[str, Any]) -> Any:
+    check_fresh(FRESH + shape, FRESH_POSITIONS)
     sizes = dict(SHAPES[shape])
     hidden = sizes["hidden_size"]
     return AutoConfig.for_model(
@@ -59,6 +77,7 @@ def _fresh_config(shape: str, tokenizer: PreTrainedTokenizerBase, names: dict[st
         **sizes,
         num_attention_heads=hidden // 64,
         intermediate_size=4 * hidden,
+        max_position_embeddings=FRESH_POSITIONS,
         vocab_size=len(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         **names,

@@ -24,6 +24,13 @@ def load_generator(
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no end-of-text token, which ends a candidate")
     model = load_pretrained(AutoModelForCausalLM, path)
+    known = tokenizer.get_vocab()
+    taken = [t for t in control_tokens if t in known and t not in tokenizer.get_added_vocab()]
+    taken += [t for t in control_tokens if t in tokenizer.all_special_tokens[:1]]
+    if taken:
+        raise ModelError(
+            f"the control token {taken[0]!r} is a token of {path} already; choose another"
+        )
     tokenizer.add_special_tokens({"additional_special_tokens": list(control_tokens)})
     before = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > before:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sentisynth.errors import ModelError
@@ -39,6 +40,12 @@ def resolve_model(reference: str) -> Path:
         raise ModelError(
             f"{path} has no weights (*.safetensors); give a directory made by save_pretrained"
         )
+    for file in path.glob("*.safetensors"):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file} is damaged ({error}); fetch or make it again") from None
     return path
 
 
@@ -76,9 +83,8 @@ def _converted_revision(reference: str) -> str | None:
 def model_digest(path: Path) -> str:
     """sha256 over names and bytes of everything in a model directory that decides what it does."""
     digest = hashlib.sha256()
-    kept = (".safetensors", ".model", ".txt")
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json")
-    for file in sorted(p for p in path.iterdir() if p.suffix in kept or p.name in names):
+    kept, ours = (".safetensors", ".model", ".txt", ".json"), ("metrics.json", "stage.json")
+    for file in sorted(p for p in path.iterdir() if p.suffix in kept and p.name not in ours):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -91,7 +97,7 @@ def load_pretrained(auto_class: Any, path: Path, **options: Any) -> Any:
         return auto_class.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, local_files_only=True, **options
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -101,6 +107,8 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} has no tokenizer that loads: {str(error)[:300]}") from None
+    if not tokenizer("a good film", add_special_tokens=False)["input_ids"]:
+        raise ModelError(f"{path} has no tokenizer files; give a directory with the tokenizer")
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise ModelError(f"{path}: the tokenizer has neither a pad nor an end-of-text token")

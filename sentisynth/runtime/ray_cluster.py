@@ -15,6 +15,7 @@ from sentisynth.errors import PlacementError
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
 SCREEN_CPUS = 0.1
 WRITE_CPUS = 0.05
+_MOST_CPUS_BESIDE_A_GPU = 4
 _SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 
 
@@ -29,6 +30,7 @@ def connected() -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the core's notes are not for users
     options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if not os.environ.get("RAY_ADDRESS"):
@@ -37,8 +39,12 @@ def connected() -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-    with _native_notes_hidden():
-        ray.init(**options)
+    try:
+        with _native_notes_hidden():
+            ray.init(**options)
+    except ConnectionError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise PlacementError(f"no Ray cluster answers at RAY_ADDRESS ({reason})") from None
     try:
         yield
     finally:
@@ -77,13 +83,35 @@ class Placement:
     verify: PoolPlacement
 
 
-def place_stream(config: SynthesisConfig, resources: dict[str, float]) -> Placement:
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a cluster has: CPUs of each node, GPUs of all."""
+
+    node_cpus: tuple[float, ...]
+    gpus: float = 0.0
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of all nodes."""
+        return sum(self.node_cpus)
+
+
+def cluster_resources() -> Resources:
+    """Of the Ray session that this process is connected to."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Resources(
+        node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
+        gpus=sum(node.get("GPU", 0.0) for node in nodes),
+    )
+
+
+def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     """Fit both pools on a cluster's CPUs and GPUs. Raises PlacementError if it never can.
 
     On CPUs, generation gets an actor a CPU and verification one or more, on even shares; a machine
     with one CPU runs both. On GPUs, each gets half of every GPU.
     """
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    cpus, gpus = resources.cpus, resources.gpus
     spare = cpus - SCREEN_CPUS - WRITE_CPUS
     wanted = [config.generate_pool, config.verify_pool]
     names = ["synthesis.generate_pool", "synthesis.verify_pool"]
@@ -106,26 +134,35 @@ def _place_pool(pool: PoolConfig, cpus: float, gpus: float, actors_a_cpu: float)
     else:
         most = pool.max_actors or max(pool.min_actors, int(cpus * actors_a_cpu), 1)
         share = _SHARE_OF_CPUS * cpus / (2 * most)
-    own_cpus = pool.cpus if pool.cpus is not None else max(0.01, round(share, 2))
+    own_cpus = pool.cpus if pool.cpus is not None else max(0.01, round(min(share, 1.0), 2))
     return PoolPlacement(min_actors=pool.min_actors, max_actors=most, cpus=own_cpus, gpus=own_gpus)
 
 
-def place_training(config: TrainConfig, resources: dict[str, float]) -> dict[str, float]:
+def place_training(config: TrainConfig, resources: Resources) -> dict[str, float]:
     """CPUs and GPUs of one training worker. Raises PlacementError if they are not there."""
-    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     own_gpus = config.gpus_per_worker
     if own_gpus is None:
-        own_gpus = 1.0 if gpus >= config.workers else 0.0
-    if own_gpus * config.workers > gpus:
+        own_gpus = 1.0 if resources.gpus else 0.0
+    if own_gpus * config.workers > resources.gpus:
         raise PlacementError(
             f"{config.workers} training workers with {own_gpus:g} GPUs each need "
-            f"{own_gpus * config.workers:g} GPUs, the cluster has {gpus:g}; lower train.workers or "
-            f"train.gpus_per_worker"
+            f"{own_gpus * config.workers:g} GPUs, the cluster has {resources.gpus:g}; lower "
+            f"train.workers or train.gpus_per_worker"
         )
-    own_cpus = int(cpus // config.workers)
-    if own_cpus < 1:
+    if config.workers > config.batch_size:
         raise PlacementError(
-            f"{config.workers} training workers need a CPU each, the cluster has {cpus:g}; "
-            f"lower train.workers"
+            f"{config.workers} training workers cannot share batches of {config.batch_size} rows; "
+            f"lower train.workers or raise train.batch_size"
         )
-    return {"CPU": min(own_cpus, 8) if own_gpus else own_cpus, "GPU": own_gpus}
+    if config.workers > sum(int(cpus) for cpus in resources.node_cpus):
+        raise PlacementError(
+            f"{config.workers} training workers need a CPU each, the cluster has "
+            f"{resources.cpus:g}; lower train.workers"
+        )
+    own_cpus = 1
+    while sum(cpus // (own_cpus + 1) for cpus in resources.node_cpus) >= config.workers:
+        own_cpus += 1
+    return {
+        "CPU": min(own_cpus, _MOST_CPUS_BESIDE_A_GPU) if own_gpus else own_cpus,
+        "GPU": own_gpus,
+    }

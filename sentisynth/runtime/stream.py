@@ -13,7 +13,13 @@ import ray.data
 from sentisynth.config.types import RunConfig
 from sentisynth.data.units import Unit, nth_unit
 from sentisynth.runtime.actors import AskDemand, Demand, ScreenFromStore, WriteUnit
-from sentisynth.runtime.ray_cluster import SCREEN_CPUS, WRITE_CPUS, PoolPlacement, place_stream
+from sentisynth.runtime.ray_cluster import (
+    SCREEN_CPUS,
+    WRITE_CPUS,
+    PoolPlacement,
+    cluster_resources,
+    place_stream,
+)
 from sentisynth.stages.generate import Generate
 from sentisynth.stages.verify import Verify
 
@@ -42,7 +48,7 @@ class UnitStream:
         plan_blocks = [
             pa.table({"id": [n]}) for n in range(n_units) if nth_unit(n, n_labels, size) not in done
         ]
-        placement = place_stream(synthesis, ray.cluster_resources())
+        placement = place_stream(synthesis, cluster_resources())
 
         _quieten()
         texts = ray.put((evaluation_texts, seed_texts))

@@ -16,7 +16,8 @@ from sentisynth.errors import RunDirectoryError, TrackingError
 from sentisynth.seeding import fingerprint
 
 _PARENT = "mlflow.parentRunId"
-_ILLEGAL = re.compile(r"[^\w\-./ ]")
+_ILLEGAL = re.compile(r"[^a-zA-Z0-9_\-. ]")
+_LONGEST_KEY, _LONGEST_VALUE = 240, 6000
 
 
 class StageLog:
@@ -31,7 +32,7 @@ class StageLog:
 
         now = int(time.time() * 1000)
         numbers = {
-            _ILLEGAL.sub("_", name): float(value)
+            _key(name): float(value)
             for name, value in flatten(figures).items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
@@ -44,7 +45,8 @@ class StageLog:
         from mlflow.entities import Param
 
         entries = [
-            Param(_ILLEGAL.sub("_", name), str(value)) for name, value in flatten(values).items()
+            Param(_key(name), str(value)[:_LONGEST_VALUE])
+            for name, value in flatten(values).items()
         ]
         for start in range(0, len(entries), 100):
             self._client.log_batch(self._run_id, params=entries[start : start + 100])
@@ -96,7 +98,7 @@ class Tracker:
             self._experiment = self._experiment_id(
                 config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
             )
-        except MlflowException as error:
+        except (MlflowException, OSError) as error:
             reason = " ".join(str(error).split())[:300]
             raise TrackingError(
                 f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
@@ -153,7 +155,12 @@ class Tracker:
             raise RunDirectoryError(f"{self._file} is damaged; remove it") from None
         if known != self._identity:
             return None
-        self._client.update_run(run_id, status="RUNNING")
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except MlflowException:  # the store was removed: a new run
+            return None
         return run_id
 
     def _started(self, config: RunConfig) -> str:
@@ -162,6 +169,14 @@ class Tracker:
         write_json(self._file, {**self._identity, "run_id": run_id})
         StageLog(self._client, run_id).params(config.model_dump(mode="json"))
         return run_id
+
+
+def _key(name: str) -> str:
+    """A name that MLflow takes, different for different names: class names may be anything."""
+    key = _ILLEGAL.sub(lambda found: f"-{ord(found[0]):x}-", name)
+    if len(key) > _LONGEST_KEY:
+        key = key[: _LONGEST_KEY - 9] + "-" + fingerprint(name)[:8]
+    return key
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

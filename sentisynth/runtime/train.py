@@ -1,10 +1,11 @@
 """Ray Train: runs a training job of `training.jobs` on workers."""
 
 import logging
-import os
 import shutil
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import SentisynthError
 from sentisynth.runtime.actors import Reports
-from sentisynth.runtime.ray_cluster import place_training
+from sentisynth.runtime.ray_cluster import cluster_resources, place_training
 
 Report = Callable[[dict[str, Any]], None]
 _POLL_S = 0.5
@@ -31,7 +32,7 @@ def run_training(
     `storage` is shared by all nodes, holds Ray Train's own state meanwhile, and is removed.
     Raises the SentisynthError of a worker as it is.
     """
-    placed = place_training(config, ray.cluster_resources())
+    placed = place_training(config, cluster_resources())
     reports = ray.remote(Reports).options(num_cpus=0).remote()
 
     def worker() -> None:
@@ -49,12 +50,12 @@ def run_training(
         run_config=ray.train.RunConfig(storage_path=str(storage), name="train"),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     finished = threading.Event()
     poller = threading.Thread(target=_poll, args=(reports, on_report, finished), daemon=True)
     poller.start()
     try:
-        trainer.fit()
+        with _own_interrupts():
+            trainer.fit()
     except TrainingFailedError as error:
         raise _user_error(error) or error from None
     finally:
@@ -62,6 +63,21 @@ def run_training(
         poller.join()
         ray.kill(reports)
         shutil.rmtree(storage, ignore_errors=True)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ray Train answers Ctrl-C by leaving with status 0, and keeps its handler afterwards: a
+    stopped training is no success, and what comes next is ours to stop.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, handler)
 
 
 def _poll(reports: Any, on_report: Report, finished: threading.Event) -> None:

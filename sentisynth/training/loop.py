@@ -7,7 +7,6 @@ depend on the seed and the rows alone.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,9 +18,11 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from sentisynth.config.types import TrainConfig
+from sentisynth.errors import ModelError
 from sentisynth.models.loading import autocast_dtype, best_device
 from sentisynth.seeding import derive_seed
 
+_LEAST_WEIGHT = 1e-12
 _BUCKET_BATCHES = 16  # rows of this many batches are sorted by length together
 
 
@@ -75,51 +76,83 @@ def fit(
     `eval_every` override what the epochs say.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    device = best_device()
-    model = task.model.to(device)
-    forward = DistributedDataParallel(model) if world > 1 else model
-    autocast = autocast_dtype(config.precision, device)
-    scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
     lengths = task.lengths()
     steps_per_epoch = math.ceil(len(lengths) / config.batch_size)
     total = total_steps or steps_per_epoch * config.epochs
     every = eval_every or config.eval_every or steps_per_epoch
-    optimizer = torch.optim.AdamW(_decay_groups(model, config), lr=config.learning_rate)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(config, total))
+    stepper = _Stepper(task, config, total, world)
     history, best, losses = History(), _Best(task.maximise, config.early_stopping), []
     started = time.perf_counter()
     seed_all(derive_seed(seed, "dropout", rank))
     batches = endless_batches(lengths, config.batch_size, derive_seed(seed, "order"))
     for step in range(1, total + 1):
-        forward.train()
-        rows = next(batches)[rank::world]
-        cast = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
-        with cast:
-            loss_sum, weight_sum = task.loss(forward, rows)
-        weight_of_all = weight_sum.detach().clone()
-        if world > 1:
-            dist.all_reduce(weight_of_all)
-        loss = loss_sum * world / weight_of_all  # DDP averages gradients over workers
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
-        scaler.unscale_(optimizer)
-        nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        schedule.step()
-        losses.append(loss.detach())
-        if step % every == 0 or step == total:
-            figures = task.evaluate(autocast)
-            mean_loss = torch.stack(losses).mean().item()
-            entry = {"step": step, "epoch": step / steps_per_epoch, "train_loss": mean_loss}
-            history.evaluations.append(entry | figures)
-            report({**entry, **figures, "total_steps": total})
-            losses.clear()
-            if best.offer(step, figures[task.metric], model):
-                break
+        batch = next(batches)  # every worker gets a row, if need be one twice
+        losses.append(stepper(np.resize(batch, max(len(batch), world))[rank::world]))
+        if step % every and step != total:
+            continue
+        figures = _agreed(task.evaluate(stepper.autocast), world)
+        mean_loss = torch.stack(losses).mean().item()
+        losses.clear()
+        if not math.isfinite(mean_loss):
+            raise ModelError(
+                f"the training loss is {mean_loss} at step {step}; lower train.learning_rate "
+                f"(now {config.learning_rate:g}) or set train.precision=fp32"
+            )
+        entry = {"step": step, "epoch": step / steps_per_epoch, "train_loss": mean_loss, **figures}
+        history.evaluations.append(entry)
+        report({**entry, "total_steps": total})
+        if best.offer(step, figures[task.metric], task.model):
+            break
     history.steps, history.seconds = step, time.perf_counter() - started
-    history.best_step = best.restore(model)
+    history.best_step = best.restore(task.model)
     return history
+
+
+class _Stepper:
+    """One optimiser step: forward, weighted mean over all workers, backward, clip, update."""
+
+    def __init__(self, task: Task, config: TrainConfig, total: int, world: int) -> None:
+        device = best_device()
+        model = task.model.to(device)
+        self.autocast = autocast_dtype(config.precision, device)
+        self._task, self._config, self._world, self._device = task, config, world, device
+        self._forward = DistributedDataParallel(model) if world > 1 else model
+        self._scaler = torch.amp.GradScaler(
+            device.type, enabled=self.autocast == torch.float16 and device.type == "cuda"
+        )
+        self._trained = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = torch.optim.AdamW(_decay_groups(self._trained, config))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _rate(config, total))
+
+    def __call__(self, rows: np.ndarray) -> torch.Tensor:
+        """Learn from this worker's rows and return the loss, detached."""
+        self._forward.train()
+        with torch.autocast(
+            self._device.type, dtype=self.autocast, enabled=self.autocast is not None
+        ):
+            loss_sum, weight_sum = self._task.loss(self._forward, rows)
+        weight_of_all = weight_sum.detach().clone()
+        if self._world > 1:
+            dist.all_reduce(weight_of_all)
+        # DDP averages gradients over workers; rows that all weigh nothing give no gradient.
+        loss = loss_sum * self._world / weight_of_all.clamp_min(_LEAST_WEIGHT)
+        self._optimizer.zero_grad(set_to_none=True)
+        self._scaler.scale(loss).backward()
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._trained, self._config.max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        return loss.detach()
+
+
+def _agreed(figures: dict[str, float], world: int) -> dict[str, float]:
+    """The first worker's figures, on every worker: all stop at the same step."""
+    if world == 1:
+        return figures
+    box = [figures]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 class _Best:
@@ -162,12 +195,12 @@ def endless_batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator
             yield batches[i]
 
 
-def _decay_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
+def _decay_groups(trained: list[nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
+    groups = [
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    return [{**group, "lr": config.learning_rate} for group in groups]
 
 
 def _rate(config: TrainConfig, total: int) -> Callable[[int], float]:

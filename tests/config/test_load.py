@@ -25,12 +25,16 @@ def test_built_in_recipes_load_and_say_what_they_are(name: str) -> None:
         ("data=3", "data is 3; it must be a mapping"),
         ("data.labels=[one]", "it must be a list of at least 2"),
         ("data.labels=[a, a]", "names a class twice"),
-        ("data.validation=0", "0 rows cannot be held out"),
+        ("data.validation=0", "0 is no number of rows to hold out"),
         ("data.source.deeper=1", "unknown key 'data.source.deeper'"),
         ("name=../elsewhere", "name is '../elsewhere'"),
         ("synthesis.max_candidates_per_class=5", "at least synthesis.n_per_class, which is 2000"),
         ("generator.prompts={positive: [so]}", "one for each of data.labels: negative, positive"),
         ("synthesis.verify_pool={min_actors: 3, max_actors: 1}", "must be at least min_actors"),
+        ("data.validation=0.1", "0.1 is no number of rows"),
+        ("data.labels=[1, 2]", "it must be a text; put it in quotes"),
+        ("generator.control_tokens={positive: <X>, negative: <X>}", "each class needs one of its"),
+        ("generator.control_tokens={positive: '', negative: <X>}", "each class needs one of its"),
         ("distil.alpha", "'distil.alpha' is not an override; write key=value"),
     ],
 )
@@ -78,9 +82,12 @@ def test_a_configuration_cannot_be_changed() -> None:
         config.seed = 3  # type: ignore[misc]
 
 
-def test_config_yaml_of_a_run_reads_back_the_same(finished_run: Path) -> None:
+def test_config_yaml_of_a_run_reads_back_the_same(
+    finished_run: Path, quick_overrides: list[str]
+) -> None:
     config = read_run_config(finished_run)
-    assert config.synthesis.n_per_class == 30
+    assert config == load_config("quickstart", quick_overrides)
+    assert config == load_config(str(finished_run / "config.yaml"))
 
 
 def test_the_keys_of_the_contract_exist() -> None:

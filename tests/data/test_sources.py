@@ -55,6 +55,51 @@ def test_labels_may_be_positions(tmp_path: Path, labels: list[object]) -> None:
     assert read_rows(file, config())["labels"].to_pylist() == [1, 0, 1]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("names", [("1", "0"), ("1", "2"), ("01", "00"), ("2024", "2025")])
+def test_names_that_are_numbers_are_names(
+    tmp_path: Path, suffix: str, names: tuple[str, str]
+) -> None:
+    file = write(tmp_path / f"rows{suffix}", [("fine", names[0]), ("dull", names[1])])
+    assert read_rows(file, config(labels=names))["labels"].to_pylist() == [0, 1]
+
+
+def test_stars_are_counted_from_one_if_they_are_named_so(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", [("fine", 5), ("dull", 1)])
+    stars = ("1", "2", "3", "4", "5")
+    assert read_rows(file, config(labels=stars))["labels"].to_pylist() == [4, 0]
+
+
+def test_texts_and_labels_of_a_csv_are_texts(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", [("2024", "true"), ("7.5", "false")])
+    table = read_rows(file, config(labels=("false", "true")))
+    assert table["text"].to_pylist() == ["2024", "7.5"]
+    assert table["labels"].to_pylist() == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_file_that_is_not_utf8(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    write(path, [("caf\u00e9", "good"), ("x", "bad")])
+    path.write_bytes(
+        path.read_text(encoding="utf-8").encode("latin-1").replace(b"\\u00e9", b"\xe9")
+    )
+    with pytest.raises(DataError, match=name):
+        read_rows(str(path), config())
+
+
+def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label,text\na,good,b\n")
+    with pytest.raises(DataError, match="has the column 'text' twice"):
+        read_rows(str(tmp_path / "rows.csv"), config())
+
+
+def test_a_label_that_is_a_list(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [("fine", ["good"])])
+    with pytest.raises(DataError, match="the label \\['good'\\] is not one of"):
+        read_rows(file, config())
+
+
 def test_a_quoted_text_may_hold_a_line_break(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.csv", [("two\nlines", "good"), ("one, two", "bad")])
     assert read_rows(file, config())["text"].to_pylist() == ["two lines", "one, two"]
@@ -72,7 +117,11 @@ def test_a_tab_separated_quote_is_a_character(tmp_path: Path) -> None:
         ("rows.jsonl", [("fine", "good"), (None, "bad")], "row 2: the text is None"),
         ("rows.parquet", [(3, "good")], "row 1: the text is 3, which is no text"),
         ("rows.csv", [("fine", "great")], "row 1: the label 'great' is not one of data.labels"),
-        ("rows.parquet", [("fine", 2)], "row 1: the label 2 is not one of data.labels: bad, good"),
+        (
+            "rows.parquet",
+            [("fine", 2)],
+            "row 1: the label 2 is not one of data.labels: bad, good (or 0 to 1)",
+        ),
         ("rows.parquet", [("fine", None)], "row 1: the label None"),
         ("rows.jsonl", [("fine", True)], "row 1: the label True"),
         ("rows.parquet", [("fine", 0.5)], "row 1: the label 0.5"),

@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,13 @@ from sentisynth import schema
 from sentisynth.cli import main
 from sentisynth.data.ledger import adds_up
 from sentisynth.data.text import normal_form
+
+INTERRUPTIBLE = """
+import signal, sys
+from sentisynth.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def stamps(run: Path) -> dict[str, int]:
@@ -214,7 +223,10 @@ def test_a_larger_quota_extends_the_pool(
 ) -> None:
     run = shutil.copytree(finished_run, tmp_path / "copy")
     first = {p: p.stat().st_mtime_ns for p in (run / "pool").glob("label=*/*.parquet")}
-    more = [*quick_overrides, "synthesis.n_per_class=50", "--out", str(run), "--overwrite"]
+    two_actors = ["synthesis.generate_pool.max_actors=2", "synthesis.verify_pool.max_actors=2"]
+    more = [*quick_overrides, *two_actors, "synthesis.n_per_class=50", "--out", str(run)]
+    assert main(["synthesize", "quickstart", *more]) == 2  # the dataset would be another
+    more.append("--overwrite")
     assert main(["synthesize", "quickstart", *more]) == 0
     assert {p: p.stat().st_mtime_ns for p in first} == first
     manifest = json.loads((run / "pool" / "manifest.json").read_text())
@@ -240,6 +252,71 @@ def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
     assert len(list((run / "pool").glob("label=*/*.parquet"))) == 4
 
 
+def test_distil_follows_the_settings_of_the_dataset(
+    finished_run: Path,
+    tmp_path: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    changed = [*quick_overrides, "distil.temperature=4", "--out", str(run)]
+    assert main(["distil", "quickstart", *changed]) == 2
+    assert "temperature was 2.0, is now 4.0" in capsys.readouterr().err
+
+
+def test_evaluate_tells_what_was_made_not_what_is_asked(
+    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    config = (run / "config.yaml").read_text()
+    changed = [*quick_overrides, "synthesis.tau=0.8", "synthesis.n_per_class=7"]
+    assert main(["evaluate", "quickstart", *changed, "--out", str(run)]) == 0
+    assert (run / "config.yaml").read_text() == config
+    wanted = json.loads((finished_run / "metrics.json").read_text())
+    assert json.loads((run / "metrics.json").read_text()) == wanted
+
+
+def test_a_model_that_was_altered_is_not_taken_for_done(
+    finished_run: Path,
+    tmp_path: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    weights = run / "student" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    assert main(["check", str(run)]) == 1
+    assert main(["distil", "quickstart", *quick_overrides, "--out", str(run)]) == 2
+    assert "model.safetensors was altered" in capsys.readouterr().err
+
+
+def test_ctrl_c_in_a_training_stops_with_130_and_the_same_command_goes_on(
+    finished_run: Path, tmp_path: Path, quick_overrides: list[str]
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    shutil.rmtree(run / "student")
+    command = ["distil", "quickstart", *quick_overrides, "--out", str(run)]
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTIBLE, *command], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        told = []
+        for line in process.stderr:
+            told.append(line)
+            if "real + synthetic" in line:
+                time.sleep(1)
+                process.send_signal(signal.SIGINT)
+                break
+        told += process.stderr.readlines()
+    assert process.returncode == 130, told
+    assert told[-1] == "sentisynth: stopped; the same command goes on from here\n"
+    assert not (run / "student").exists()
+    assert main(command) == 0
+    assert main(["check", str(run)]) == 0
+
+
 def test_preview_shows_verdicts_and_writes_nothing(
     finished_run: Path, quick_overrides: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,3 +334,15 @@ def test_report_is_written_anew(finished_run: Path, capsys: pytest.CaptureFixtur
     page.unlink()
     assert main(["report", str(finished_run)]) == 0
     assert page.read_text() == wanted
+
+
+def test_the_number_of_actors_changes_nothing(
+    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "copy")
+    shutil.rmtree(run / "pool")
+    actors = [f"synthesis.{pool}_pool.max_actors=2" for pool in ("generate", "verify")]
+    actors += [f"synthesis.{pool}_pool.min_actors=2" for pool in ("generate", "verify")]
+    assert main(["synthesize", "quickstart", *quick_overrides, *actors, "--out", str(run)]) == 0
+    manifests = [(r / "pool" / "manifest.json").read_bytes() for r in (run, finished_run)]
+    assert manifests[0] == manifests[1]

@@ -61,11 +61,12 @@ def test_a_candidate_is_a_function_of_its_name(mini) -> None:
     assert len({len(row) for row in small}) > 1  # rows ended at different steps
 
 
-def test_no_candidate_is_longer_than_asked_or_than_the_model(mini) -> None:
+@pytest.mark.parametrize("name", list(ENGINES))
+def test_no_candidate_is_longer_than_asked_or_than_the_model(mini, name: str) -> None:
     model, tokenizer = mini
-    for name, limit in (("batch", 128 - 3), ("transformers", 20)):
-        engine = ENGINES[name](model, tokenizer, torch.float32)
-        sampling = SamplingConfig(max_new_tokens=500 if name == "batch" else 20, temperature=2.0)
+    engine = ENGINES[name](model, tokenizer, torch.float32)
+    for asked, limit in ((20, 20), (500, 128 - len(PROMPT))):
+        sampling = SamplingConfig(max_new_tokens=asked, temperature=2.0)
         rows = engine(PROMPT, Unit(0, 0, 4), 1, sampling)
         assert max(map(len, rows)) <= limit
         assert all(tokenizer.eos_token_id not in row for row in rows)

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,25 @@ def test_the_digest_follows_the_weights(tmp_path: Path, tiny_bert: Path) -> None
     weights[-1] ^= 1
     (tmp_path / "model.safetensors").write_bytes(weights)
     assert model_digest(tmp_path) != model_digest(tiny_bert)
+
+
+def test_weights_that_do_not_fit_the_body_are_refused(tmp_path: Path, tiny_bert: Path) -> None:
+    for file in tiny_bert.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": 128}))
+    with pytest.raises(ModelError, match="do not have the shape of config.json"):
+        load_classifier(str(tmp_path), ["n", "p"])
+
+
+def test_torn_weights_and_a_missing_tokenizer_are_one_sentence(
+    tmp_path: Path, tiny_gpt2: Path
+) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_gpt2 / name).read_bytes())
+    with pytest.raises(ModelError, match="tokenizer"):
+        load_classifier(str(tmp_path), ["n", "p"])
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match="is damaged"):
+        load_classifier(str(tmp_path), ["n", "p"])

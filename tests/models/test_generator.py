@@ -76,3 +76,9 @@ def test_more_frozen_blocks_than_there_are(tiny_gpt2: Path) -> None:
     model, _ = load_generator(str(tiny_gpt2), TOKENS)
     with pytest.raises(ModelError, match="frozen_blocks is 9; the model has 3"):
         freeze_lower_blocks(model, 9)
+
+
+@pytest.mark.parametrize("token", ["Ġgood", "<|endoftext|>"])
+def test_a_word_of_the_vocabulary_cannot_be_a_control_token(tiny_gpt2: Path, token: str) -> None:
+    with pytest.raises(ModelError, match="is a token of"):
+        load_generator(str(tiny_gpt2), ["<NEG>", token])

@@ -2,19 +2,28 @@ import pytest
 
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
-from sentisynth.runtime.ray_cluster import place_stream, place_training
+from sentisynth.runtime.ray_cluster import Resources, place_stream, place_training
+
+
+def nodes(*cpus: float, gpus: float = 0) -> Resources:
+    return Resources(node_cpus=cpus, gpus=gpus)
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 8, 64])
 def test_all_stages_fit_on_any_machine_without_a_gpu(cpus: int) -> None:
-    placed = place_stream(SynthesisConfig(), {"CPU": cpus})
+    placed = place_stream(SynthesisConfig(), nodes(cpus))
     total = sum(p.max_actors * p.cpus for p in (placed.generate, placed.verify))
     assert total + 0.15 <= cpus
     assert placed.generate.max_actors == cpus and placed.generate.gpus == 0
 
 
+def test_one_actor_on_a_large_machine_asks_no_more_than_a_cpu() -> None:
+    one = SynthesisConfig(generate_pool=PoolConfig(max_actors=1))
+    assert place_stream(one, nodes(64)).generate.cpus <= 1
+
+
 def test_generator_and_teacher_share_a_gpu() -> None:
-    placed = place_stream(SynthesisConfig(), {"CPU": 8, "GPU": 1})
+    placed = place_stream(SynthesisConfig(), nodes(8, gpus=1))
     assert placed.generate.gpus + placed.verify.gpus == 1
     assert placed.generate.max_actors == placed.verify.max_actors == 1
 
@@ -22,15 +31,34 @@ def test_generator_and_teacher_share_a_gpu() -> None:
 def test_what_can_never_be_placed_is_said_before_the_start() -> None:
     greedy = SynthesisConfig(generate_pool=PoolConfig(min_actors=4, gpus=1))
     with pytest.raises(PlacementError, match="the cluster has 2 for them"):
-        place_stream(greedy, {"CPU": 8, "GPU": 2})
+        place_stream(greedy, nodes(8, gpus=2))
     with pytest.raises(PlacementError, match="cpus"):
-        place_stream(SynthesisConfig(verify_pool=PoolConfig(cpus=4)), {"CPU": 2})
+        place_stream(SynthesisConfig(verify_pool=PoolConfig(cpus=4)), nodes(2))
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "share"), [((2,), 1, 2), ((4, 4), 1, 4), ((5,), 2, 2), ((4, 2), 3, 2)]
+)
+def test_a_training_worker_fits_on_a_node(
+    cpus: tuple[float, ...], workers: int, share: int
+) -> None:
+    config = TrainConfig(workers=workers)
+    assert place_training(config, nodes(*cpus)) == {"CPU": share, "GPU": 0}
 
 
 def test_training_takes_a_gpu_where_there_is_one() -> None:
-    assert place_training(TrainConfig(), {"CPU": 4}) == {"CPU": 4, "GPU": 0}
-    assert place_training(TrainConfig(), {"CPU": 4, "GPU": 1})["GPU"] == 1
-    with pytest.raises(PlacementError, match="lower train.workers"):
-        place_training(TrainConfig(workers=3), {"CPU": 2})
-    with pytest.raises(PlacementError, match="the cluster has 0"):
-        place_training(TrainConfig(gpus_per_worker=1), {"CPU": 2})
+    assert place_training(TrainConfig(), nodes(4, gpus=1))["GPU"] == 1
+    assert place_training(TrainConfig(gpus_per_worker=0), nodes(4, gpus=1))["GPU"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"workers": 3}, "need a CPU each, the cluster has 2"),
+        ({"workers": 2, "gpus_per_worker": 1}, "the cluster has 0"),
+        ({"workers": 8, "batch_size": 4}, "cannot share batches of 4 rows"),
+    ],
+)
+def test_training_that_can_never_be_placed(settings: dict[str, int], told: str) -> None:
+    with pytest.raises(PlacementError, match=told):
+        place_training(TrainConfig.model_validate(settings), nodes(2))

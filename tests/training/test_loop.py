@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sentisynth.config.types import TrainConfig
+from sentisynth.errors import ModelError
 from sentisynth.models.classifier import load_classifier
 from sentisynth.training.loop import endless_batches, fit
 from sentisynth.training.tasks import ClassificationTask, LanguageModelTask
@@ -36,6 +37,39 @@ def test_a_text_is_learned_by_heart(tiny_bert: Path) -> None:
     entries: list[dict[str, float]] = []
     fit(task(tiny_bert), config, 1, entries.append)
     assert entries[-1]["train_loss"] < 0.3 * entries[0]["train_loss"]
+
+
+def test_rows_that_weigh_nothing_teach_nothing_and_break_nothing(tiny_bert: Path) -> None:
+    learned = task(tiny_bert)
+    learned._weights = torch.zeros(60)
+    fit(learned, TrainConfig(epochs=1, batch_size=8, weight_decay=0), 1, lambda _: None)
+    before = task(tiny_bert).model.state_dict()
+    for name, tensor in learned.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_a_step_learns_from_the_weighted_mean(tiny_bert: Path) -> None:
+    """A row of weight 3 counts as the same row three times."""
+    found = []
+    for rows, weights in (([0, 1], [3.0, 1.0]), ([0, 0, 0, 1], [1.0] * 4)):
+        learned = task(tiny_bert)
+        learned.model.config.hidden_dropout_prob = 0.0
+        for module in learned.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        learned._ids = [learned._ids[i] for i in rows]
+        learned._labels, learned._weights = learned._labels[rows], torch.tensor(weights)
+        fit(learned, TrainConfig(epochs=1, batch_size=4, warmup_ratio=0), 1, lambda _: None)
+        found.append(torch.cat([p.detach().flatten() for p in learned.model.parameters()]))
+    assert torch.allclose(*found, atol=1e-6)
+
+
+def test_a_training_that_diverges_is_a_sentence(tiny_bert: Path) -> None:
+    learned = task(tiny_bert)
+    with torch.no_grad():
+        learned.model.classifier.bias[0] = float("nan")
+    with pytest.raises(ModelError, match="the training loss is nan at step"):
+        fit(learned, TrainConfig(epochs=1), 1, lambda _: None)
 
 
 def test_the_same_seed_gives_the_same_weights(tiny_bert: Path) -> None:
