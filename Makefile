@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo check test test-slow test-chaos test-gpu clean
+.PHONY: install demo check test test-slow test-gpu clean
 
 install: $(STAMP)
 
@@ -26,9 +26,6 @@ test: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
-
-test-chaos: install
-	$(BIN)/pytest -m chaos
 
 test-gpu: install
 	$(BIN)/pytest -m gpu

@@ -54,7 +54,9 @@ def synthesize(session: Session) -> None:
     reader = PoolReader(pool, config, plan)
     for unit in sorted(done, key=lambda u: (u.number, u.label)):
         reader.offer(unit)
-    if reader.all_full and read_manifest(pool) is not None:
+    manifest = read_manifest(pool)
+    is_whole = manifest is not None and all((pool / name).is_file() for name in manifest["files"])
+    if reader.all_full and is_whole:
         session.console.skipped(title)
         return
     with session.stage("pool", title) as log:

@@ -11,6 +11,9 @@ from sentisynth.data.units import Unit, write_unit
 from sentisynth.stages.screen import Screen
 
 
+_RECEIPT = pa.schema([pa.field("label", pa.int32()), pa.field("number", pa.int64())])
+
+
 class Demand:
     """An actor that knows which labels still want units; generators ask it before each unit."""
 
@@ -70,7 +73,9 @@ class WriteUnit:
         self._pool, self._plan, self._size = pool, plan, size
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        if table.num_rows == 0:  # a unit that nobody wanted any more
+            return _RECEIPT.empty_table()
         label, index = map(int, table[schema.CANDIDATE_ID][0].as_py().split("-"))
         unit = Unit(label, index // self._size, self._size)
         write_unit(table, unit, self._pool, self._plan)
-        return pa.table({"label": [unit.label], "number": [unit.number]})
+        return pa.table({"label": [unit.label], "number": [unit.number]}, schema=_RECEIPT)
