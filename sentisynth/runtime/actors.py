@@ -10,7 +10,6 @@ from sentisynth.config.types import ScreensConfig
 from sentisynth.data.units import Unit, write_unit
 from sentisynth.stages.screen import Screen
 
-
 _RECEIPT = pa.schema([pa.field("label", pa.int32()), pa.field("number", pa.int64())])
 
 
