@@ -18,6 +18,12 @@ RECIPE is a built-in name (see `sentisynth recipes`) or a YAML file. Any key of 
     sentisynth run quickstart synthesis.n_per_class=500 distil.alpha=0.5
 The same command again does nothing that is done, and goes on where it was interrupted.
 """
+# Read when these packages are imported: what they would print beside our own progress.
+_QUIET = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "killed by `ray.kill`",  # how a stream with enough rows ends
+}
 _STAGE_HELP = {
     "run": "the whole pipeline: teacher, generator, synthesis, dataset, student, evaluation",
     "teacher": "stage A: fine-tune the teacher on the seed rows",
@@ -31,8 +37,8 @@ _STAGE_HELP = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     arguments = _parse(argv)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
     try:
         return int(arguments.command(arguments))
     except SentisynthError as error:
