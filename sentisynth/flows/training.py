@@ -11,9 +11,9 @@ from sentisynth.flows.session import Session
 from sentisynth.models.classifier import FRESH
 from sentisynth.models.loading import model_digest, resolve_model
 from sentisynth.runtime.tracking import StageLog
-from sentisynth.runtime.train import Report, run_training
+from sentisynth.runtime.train import run_training
 from sentisynth.seeding import fingerprint
-from sentisynth.training.jobs import ARMS, Arm, adapt, distil, teach
+from sentisynth.training.jobs import ARMS, Arm, Report, adapt, distil, teach
 
 _CODE_VERSION = 1  # raise it when the same parts would give another model
 

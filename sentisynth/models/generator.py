@@ -16,8 +16,8 @@ def load_generator(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A causal LM in fp32 whose vocabulary holds every control token as one token.
 
-    The row of a new token starts at the mean of all rows, so that it is as likely as an average
-    word and the first gradients separate the classes. Raises ModelError.
+    Where the vocabulary has to grow, a new row starts at the mean of all rows, so that its token is
+    as likely as an average word; a model with spare rows keeps them. Raises ModelError.
     """
     path = resolve_model(reference)
     tokenizer = load_tokenizer(path)

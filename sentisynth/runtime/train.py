@@ -19,8 +19,8 @@ from sentisynth.config.types import TrainConfig
 from sentisynth.errors import SentisynthError
 from sentisynth.runtime.actors import Reports
 from sentisynth.runtime.ray_cluster import cluster_resources, place_training
+from sentisynth.training.jobs import Report
 
-Report = Callable[[dict[str, Any]], None]
 _POLL_S = 0.5
 
 

@@ -43,6 +43,12 @@ def read_pool(run: Path) -> list[dict[str, Any]]:
     return [row for f in files for row in pq.read_table(f, partitioning=None).to_pylist()]
 
 
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to damage or to go on with."""
+    return Path(shutil.copytree(finished_run, tmp_path / "copy"))
+
+
 def test_every_artefact_is_there(finished_run: Path) -> None:
     for name in ("config.yaml", "metrics.json", "report.html", "pool/manifest.json"):
         assert (finished_run / name).is_file(), name
@@ -120,12 +126,15 @@ rows = datasets.load_dataset("parquet", data_files=f"{{run}}/dataset/train.parqu
 assert set(rows.column_names) >= {{"text", "labels", "soft_labels", "weights", "is_synth"}}
 assert "sentisynth" not in sys.modules
 """
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", script],
-        check=True,
+        check=False,
+        capture_output=True,
+        text=True,
         cwd=tmp_path,
         env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
     )
+    assert done.returncode == 0, done.stderr
 
 
 def test_metrics_hold_what_the_method_asks_for(finished_run: Path) -> None:
@@ -205,9 +214,8 @@ def test_check_passes_and_then_finds_the_damage(
 
 
 def test_a_damaged_unit_is_made_again_alone_with_the_same_bytes(
-    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+    run: Path, quick_overrides: list[str], ray_session: None
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     wanted = (run / "pool" / "manifest.json").read_bytes()
     units = sorted((run / "pool").glob("label=*/*.parquet"))
     others = {p: p.stat().st_mtime_ns for p in units[1:]}
@@ -219,9 +227,8 @@ def test_a_damaged_unit_is_made_again_alone_with_the_same_bytes(
 
 
 def test_a_larger_quota_extends_the_pool(
-    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+    run: Path, quick_overrides: list[str], ray_session: None
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     first = {p: p.stat().st_mtime_ns for p in (run / "pool").glob("label=*/*.parquet")}
     two_actors = ["synthesis.generate_pool.max_actors=2", "synthesis.verify_pool.max_actors=2"]
     more = [*quick_overrides, *two_actors, "synthesis.n_per_class=50", "--out", str(run)]
@@ -234,13 +241,11 @@ def test_a_larger_quota_extends_the_pool(
 
 
 def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
-    finished_run: Path,
-    tmp_path: Path,
+    run: Path,
     quick_overrides: list[str],
     ray_session: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     shutil.rmtree(run / "pool")
     shutil.rmtree(run / "dataset")
     hopeless = ["synthesis.tau=1", "synthesis.max_candidates_per_class=64"]
@@ -253,22 +258,19 @@ def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
 
 
 def test_distil_follows_the_settings_of_the_dataset(
-    finished_run: Path,
-    tmp_path: Path,
+    run: Path,
     quick_overrides: list[str],
     ray_session: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     changed = [*quick_overrides, "distil.temperature=4", "--out", str(run)]
     assert main(["distil", "quickstart", *changed]) == 2
     assert "temperature was 2.0, is now 4.0" in capsys.readouterr().err
 
 
 def test_evaluate_tells_what_was_made_not_what_is_asked(
-    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+    finished_run: Path, run: Path, quick_overrides: list[str], ray_session: None
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     config = (run / "config.yaml").read_text()
     changed = [*quick_overrides, "synthesis.tau=0.8", "synthesis.n_per_class=7"]
     assert main(["evaluate", "quickstart", *changed, "--out", str(run)]) == 0
@@ -278,13 +280,11 @@ def test_evaluate_tells_what_was_made_not_what_is_asked(
 
 
 def test_a_model_that_was_altered_is_not_taken_for_done(
-    finished_run: Path,
-    tmp_path: Path,
+    run: Path,
     quick_overrides: list[str],
     ray_session: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     weights = run / "student" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert main(["check", str(run)]) == 1
@@ -293,9 +293,8 @@ def test_a_model_that_was_altered_is_not_taken_for_done(
 
 
 def test_ctrl_c_in_a_training_stops_with_130_and_the_same_command_goes_on(
-    finished_run: Path, tmp_path: Path, quick_overrides: list[str]
+    run: Path, quick_overrides: list[str]
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     shutil.rmtree(run / "student")
     command = ["distil", "quickstart", *quick_overrides, "--out", str(run)]
     with subprocess.Popen(
@@ -337,9 +336,8 @@ def test_report_is_written_anew(finished_run: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_number_of_actors_changes_nothing(
-    finished_run: Path, tmp_path: Path, quick_overrides: list[str], ray_session: None
+    finished_run: Path, run: Path, quick_overrides: list[str], ray_session: None
 ) -> None:
-    run = shutil.copytree(finished_run, tmp_path / "copy")
     shutil.rmtree(run / "pool")
     actors = [f"synthesis.{pool}_pool.max_actors=2" for pool in ("generate", "verify")]
     actors += [f"synthesis.{pool}_pool.min_actors=2" for pool in ("generate", "verify")]
