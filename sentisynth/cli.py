@@ -1,17 +1,22 @@
 """The command line. Exit status 0: what was asked for is there; 1: `check` found damage;
-2: a mistake that the message tells how to mend; 130: interrupted.
+2: a mistake that the message tells how to mend; 129, 130, 143: stopped by a closed terminal,
+Ctrl-C, SIGTERM.
 """
 
 import argparse
+import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sentisynth import __version__
 from sentisynth.config.load import load_config, recipe_names
 from sentisynth.errors import SentisynthError
+from sentisynth.signals import stoppable
 
 _EPILOG = """\
 RECIPE is a built-in name (see `sentisynth recipes`) or a YAML file. Any key of it can be set:
@@ -40,16 +45,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        return int(arguments.command(arguments))
+        with stoppable():
+            return int(arguments.command(arguments))
     except SentisynthError as error:
-        print(f"sentisynth: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sentisynth: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        return _told(str(error), 2)
+    except KeyboardInterrupt as stop:
+        signum = getattr(stop, "signum", signal.SIGINT)
+        name = signal.Signals(signum).name
+        return _told(f"stopped by {name}; the same command goes on from here", 128 + signum)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        return _told(f"no space is left to write to{place}; free some and run it again", 2)
+
+
+def _told(sentence: str, status: int) -> int:
+    with suppress(OSError):  # a terminal that was closed
+        print(f"sentisynth: {sentence}", file=sys.stderr, flush=True)
+    return status
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,6 +97,12 @@ def _parser() -> argparse.ArgumentParser:
         stage = _recipe_command(commands, name, text)
         stage.add_argument(
             "--overwrite", action="store_true", help="replace stages that were made otherwise"
+        )
+        stage.add_argument(
+            "--progress",
+            choices=("line", "json", "ray"),
+            default="line",
+            help="a line for people, JSON lines for machines, or Ray Data's own for the stream",
         )
         stage.set_defaults(command=_stage, stage=name)
     preview = _recipe_command(
@@ -128,10 +151,12 @@ def _recipes(_: argparse.Namespace) -> int:
 
 def _stage(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.recipe, arguments.overrides)
+    from sentisynth.flows.console import Console
     from sentisynth.flows.pipeline import STAGES, opened
 
     out = arguments.out or Path("runs") / config.name
-    with opened(config, out, arguments.stage, arguments.overwrite) as session:
+    console = Console(arguments.progress)
+    with opened(config, out, console, arguments.stage, arguments.overwrite) as session:
         for step in STAGES[arguments.stage]:
             step(session)
     return 0

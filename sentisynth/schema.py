@@ -33,8 +33,13 @@ REPETITION = "repetition"
 LEAK = "leak"
 SEED_COPY = "seed_copy"
 DUPLICATE = "duplicate"
+
+# Reasons why the teacher could not score a row: faults that are data.
+UNTOKENIZABLE = "untokenizable"
 NON_FINITE = "non_finite"
-SCREEN_REASONS = (EMPTY, TOO_SHORT, CHARSET, REPETITION, LEAK, SEED_COPY, DUPLICATE, NON_FINITE)
+QUARANTINED = (UNTOKENIZABLE, NON_FINITE)
+
+SCREEN_REASONS = (EMPTY, TOO_SHORT, CHARSET, REPETITION, LEAK, SEED_COPY, DUPLICATE, *QUARANTINED)
 
 # Verdicts on what the teacher scored.
 ACCEPTED = "accepted"

@@ -156,6 +156,9 @@ class SynthesisConfig(Config):
     """Smallest probability that the teacher must give the intended class."""
     max_candidates_per_class: PositiveInt = 200000
     """Candidates of a class, in whole units, after which a quota not reached ends the run."""
+    max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """Share of a class's candidates that the teacher may fail to score (logits that are not finite,
+    a text that its tokenizer refuses) before the run ends; up to that they are counted and kept."""
     unit_size: Annotated[int, Field(ge=1, le=65536)] = 256
     """Candidates of a unit: one batch, one file."""
     engine: Literal["auto", "batch", "transformers"] = "auto"

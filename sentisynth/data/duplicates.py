@@ -1,75 +1,318 @@
 """Which texts are the same text: equal after normalisation, or near by word shingles.
 
 Candidate pairs come from MinHash with locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman,
-Ullman, "Mining of Massive Datasets", section 3.4; the `datasketch` library) and are confirmed by
-their exact Jaccard similarity, so an estimate never rejects a text by itself.
+Ullman, "Mining of Massive Datasets", section 3.4) and are confirmed by their exact Jaccard
+similarity, so an estimate never rejects a text by itself. Signatures are those of the `datasketch`
+library, computed for many texts at once. An index costs at most about 400 bytes a text.
+
+N texts, B bands of R permutations each.
 """
 
-from collections.abc import Iterable
+import hashlib
+import math
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
-from datasketch import MinHash, MinHashLSH
+import numpy as np
+from datasketch import MinHash
 
 from sentisynth.data.text import normal_form
 
-_SHINGLE = 3
-_PERMUTATIONS = 64
-_LOOK_BELOW = 0.7  # pairs are proposed from this share of the threshold on, so that few are missed
+_SHINGLE = 3  # words
+_MOST_ROWS, _MOST_BANDS = 4, 16
+_MISSES = 0.005  # share of pairs at the threshold that bands may miss
 
 
-@dataclass(frozen=True, slots=True)
-class Sketch:
-    """What is compared of a text; computed once, looked up in any number of indexes."""
+@dataclass(frozen=True, kw_only=True)
+class Sketches:
+    """What is compared of N texts; computed once, looked up in any number of indexes."""
 
-    key: str
-    """The normal form."""
-    shingles: frozenset[str]
-    """Runs of three words of the normal form; a shorter text is one shingle."""
-    minhash: MinHash
+    keys: np.ndarray
+    """uint64 (N,): hash of the normal form."""
+    shingles: np.ndarray
+    """uint32: hashes of the texts' shingles (runs of three words of the normal form; a shorter
+    text is one shingle), text after text, ascending and distinct within a text."""
+    ends: np.ndarray
+    """int64 (N,): where each text's shingles end."""
 
+    def __len__(self) -> int:
+        return len(self.keys)
 
-def sketch(text: str) -> Sketch:
-    """The sketch of a text."""
-    key = normal_form(text)
-    words = key.split()
-    runs = max(1, len(words) - _SHINGLE + 1)
-    shingles = frozenset(" ".join(words[i : i + _SHINGLE]) for i in range(runs))
-    minhash = MinHash(num_perm=_PERMUTATIONS)
-    minhash.update_batch([s.encode() for s in shingles])
-    return Sketch(key, shingles, minhash)
+    def of(self, i: int) -> np.ndarray:
+        """The shingles of text i."""
+        return self.shingles[self.ends[i - 1] if i else 0 : self.ends[i]]
 
 
-def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """|a ∩ b| / |a ∪ b|."""
-    return len(a & b) / len(a | b)
+def sketch(texts: Sequence[str], threshold: float) -> Sketches:
+    """The sketches of texts, for indexes of this `threshold`; for 1, shingles are left out."""
+    forms = [normal_form(text) for text in texts]
+    keys = np.array([_hash_64(form) for form in forms], dtype=np.uint64)
+    shingles, ends = np.empty(0, dtype=np.uint32), np.zeros(len(forms), dtype=np.int64)
+    if threshold < 1:
+        shingles, ends = _shingles(forms)
+    return Sketches(keys=keys, shingles=shingles, ends=ends)
+
+
+def band_shape(threshold: float) -> tuple[int, int]:
+    """(B, R): as many permutations a band as can be, with few pairs at the threshold missed.
+
+    A pair of Jaccard similarity J shares a band with probability 1 − (1 − J^R)^B.
+    """
+    for rows in range(_MOST_ROWS, 0, -1):
+        bands = math.ceil(math.log(_MISSES) / math.log1p(-(threshold**rows)))
+        if bands <= _MOST_BANDS:
+            break
+    return bands, rows
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """|a ∩ b| / |a ∪ b| of two arrays of distinct values."""
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
+
+
+def _hash_64(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _shingles(forms: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct shingle hashes of all texts, and where each text's end."""
+    split = [form.split() for form in forms]
+    counts = np.array([len(words) for words in split], dtype=np.int64)
+    words = np.fromiter(
+        (zlib.crc32(w.encode("utf-8", "surrogatepass")) for ws in split for w in ws),
+        dtype=np.uint64,
+        count=int(counts.sum()),
+    )
+    runs = np.maximum(counts - _SHINGLE + 1, 1)
+    owner = np.repeat(np.arange(len(forms)), runs)
+    position = np.arange(int(runs.sum())) - np.repeat(np.cumsum(runs) - runs, runs)
+    start = np.repeat(np.cumsum(counts) - counts, runs) + position
+    length = np.minimum(np.repeat(counts, runs) - position, _SHINGLE)
+    padded = np.concatenate([words, np.zeros(_SHINGLE, dtype=np.uint64)])
+    mixed = length.astype(np.uint64)
+    for k in range(_SHINGLE):
+        word = np.where(k < length, padded[start + k], np.uint64(0))
+        mixed = _mix_64(mixed * np.uint64(0x9E3779B97F4A7C15) + word)
+    hashes = _mix_32((mixed >> np.uint64(32)).astype(np.uint32))
+    distinct = np.unique(owner.astype(np.uint64) << np.uint64(32) | hashes)
+    found = np.bincount((distinct >> np.uint64(32)).astype(np.int64), minlength=len(forms))
+    return distinct.astype(np.uint32), np.cumsum(found)
+
+
+def _bands(sketches: Sketches, threshold: float) -> np.ndarray:
+    """uint64 (N, B): texts that share one are candidates for near-duplicates."""
+    if threshold >= 1:  # the key says it all
+        return sketches.keys[:, None]
+    n_bands, n_rows = band_shape(threshold)
+    bands = np.empty((len(sketches), n_bands), dtype=np.uint64)
+    if not len(sketches):
+        return bands
+    a, b = _permutations(n_bands * n_rows)
+    starts = np.concatenate([[0], sketches.ends[:-1]])
+    for band in range(n_bands):
+        key = np.full(len(sketches), band + 1, dtype=np.uint64)
+        for p in range(band * n_rows, (band + 1) * n_rows):
+            smallest = np.minimum.reduceat(sketches.shingles * a[p] + b[p], starts)
+            key = _mix_64(key * np.uint64(0x9E3779B97F4A7C15) + smallest)
+        bands[:, band] = key
+    return bands
+
+
+@cache
+def _permutations(n: int) -> tuple[np.ndarray, np.ndarray]:
+    a, b = MinHash(num_perm=n, scheme="affine32").permutations
+    return a, b
+
+
+def _mix_32(x: np.ndarray) -> np.ndarray:
+    """MurmurHash3's finalizer, as datasketch applies it before the permutations."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
+
+
+def _mix_64(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    x = (x ^ (x >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return x ^ (x >> np.uint64(33))
 
 
 class DuplicateIndex:
     """Texts seen so far; `threshold` is the Jaccard similarity of a match, 1 for exact alone."""
 
-    def __init__(self, threshold: float, texts: Iterable[str] = ()) -> None:
-        self._threshold = threshold
-        self._exact: set[str] = set()
-        self._shingles: list[frozenset[str]] = []
-        self._lsh: MinHashLSH | None = None
-        if threshold < 1:
-            self._lsh = MinHashLSH(threshold=_LOOK_BELOW * threshold, num_perm=_PERMUTATIONS)
-        for text in texts:
-            self.add(sketch(text))
+    def __init__(self, threshold: float, texts: Sequence[str] = ()) -> None:
+        self.threshold = threshold
+        self._table = _Multimap()
+        self._keys = _Growing(np.uint64)
+        self._shingles = _Growing(np.uint32)
+        self._ends = _Growing(np.int64)
+        if len(texts):
+            self.add_new(sketch(texts, threshold))
 
-    def __contains__(self, item: Sketch) -> bool:
-        if item.key in self._exact:
+    def __len__(self) -> int:
+        return len(self._keys.values)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the index holds."""
+        arrays = (self._table, self._keys, self._shingles, self._ends)
+        return sum(array.nbytes for array in arrays)
+
+    def matches(self, sketches: Sketches) -> np.ndarray:
+        """Bool (N,): whether each text is equal or near to one seen before."""
+        return self._matches(sketches, _bands(sketches, self.threshold))
+
+    def _matches(self, sketches: Sketches, bands: np.ndarray) -> np.ndarray:
+        found = np.zeros(len(sketches), dtype=bool)
+        places, items = self._table.find(bands.ravel())
+        pairs = np.unique((places // bands.shape[1]).astype(np.uint64) << np.uint64(32) | items)
+        texts, items = (pairs >> np.uint64(32)).astype(np.int64), pairs & np.uint64(0xFFFFFFFF)
+        found[texts[self._keys.values[items] == sketches.keys[texts]]] = True
+        for i, item in zip(texts, items, strict=True):
+            if not found[i] and self.threshold < 1:
+                found[i] = jaccard(sketches.of(i), self._of(int(item))) >= self.threshold
+        return found
+
+    def add_new(self, sketches: Sketches) -> np.ndarray:
+        """Remember, in order, the texts that match none before them; bool (N,): which match."""
+        bands = _bands(sketches, self.threshold)
+        found = self._matches(sketches, bands)
+        buckets: dict[int, list[int]] = {}
+        for i, shared in _with_shared_bands(bands):
+            if found[i]:
+                continue
+            near = {j for band in shared for j in buckets.get(band, ())}
+            if any(self._same(sketches, i, j) for j in near):
+                found[i] = True
+                continue
+            for band in shared:
+                buckets.setdefault(band, []).append(i)
+        self._remember(sketches, bands, np.flatnonzero(~found))
+        return found
+
+    def _same(self, sketches: Sketches, i: int, j: int) -> bool:
+        if sketches.keys[i] == sketches.keys[j]:
             return True
-        if self._lsh is None:
-            return False
-        near = self._lsh.query(item.minhash)
-        return any(jaccard(item.shingles, self._shingles[i]) >= self._threshold for i in near)
+        return (
+            self.threshold < 1
+            and jaccard(sketches.of(i), sketches.of(j)) >= self.threshold
+        )
 
-    def add(self, item: Sketch) -> None:
-        """Remember a text."""
-        if item.key in self._exact:
-            return
-        self._exact.add(item.key)
-        if self._lsh is not None:
-            self._lsh.insert(len(self._shingles), item.minhash, check_duplication=False)
-            self._shingles.append(item.shingles)
+    def _of(self, item: int) -> np.ndarray:
+        ends = self._ends.values
+        return self._shingles.values[ends[item - 1] if item else 0 : ends[item]]
+
+    def _remember(self, sketches: Sketches, bands: np.ndarray, rows: np.ndarray) -> None:
+        new = np.arange(len(self), len(self) + len(rows), dtype=np.uint32)
+        self._table.insert(bands[rows].ravel(), np.repeat(new, bands.shape[1]))
+        self._keys.extend(sketches.keys[rows])
+        if self.threshold < 1:
+            shingles = [sketches.of(i) for i in rows]
+            before = len(self._shingles.values)
+            lengths = np.array([len(s) for s in shingles], dtype=np.int64)
+            self._shingles.extend(np.concatenate([*shingles, np.empty(0, np.uint32)]))
+            self._ends.extend(before + np.cumsum(lengths))
+
+
+def _with_shared_bands(bands: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+    """Texts, in order, that share a band with another of (N, B), and which bands are shared."""
+    _, inverse, counts = np.unique(bands, return_inverse=True, return_counts=True)
+    shared = counts[inverse.reshape(bands.shape)] > 1
+    for i in np.flatnonzero(shared.any(axis=1)):
+        yield int(i), bands[i, shared[i]].tolist()
+
+
+class _Growing:
+    """An array that is appended to; it grows by a quarter."""
+
+    def __init__(self, dtype: type) -> None:
+        self._buffer = np.empty(1024, dtype=dtype)
+        self._n = 0
+
+    @property
+    def values(self) -> np.ndarray:
+        return self._buffer[: self._n]
+
+    @property
+    def nbytes(self) -> int:
+        return self._buffer.nbytes
+
+    def extend(self, values: np.ndarray) -> None:
+        n = self._n + len(values)
+        if n > len(self._buffer):
+            grown = np.empty(max(n, len(self._buffer) * 5 // 4), dtype=self._buffer.dtype)
+            grown[: self._n] = self.values
+            self._buffer = grown
+        self._buffer[self._n : n] = values
+        self._n = n
+
+
+class _Multimap:
+    """Hashed keys to items, in two flat arrays: linear probing, whole arrays at a time.
+
+    A key is known by its high 32 bits alone; two keys may be mistaken for one, which is harmless,
+    since a pair that is found is compared afterwards.
+    """
+
+    _FULLEST = 0.6
+
+    def __init__(self) -> None:
+        self._n = 0
+        self._resize(12)
+
+    @property
+    def nbytes(self) -> int:
+        return self._items.nbytes + self._prints.nbytes
+
+    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in `keys` and the items found under them, one entry a find."""
+        prints = _print(keys)
+        slots = self._slots(prints)
+        active = np.arange(len(keys))
+        places, items = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        while len(active):
+            held = self._items[slots[active]]
+            active, held = active[held > 0], held[held > 0]
+            hits = self._prints[slots[active]] == prints[active]
+            places.append(active[hits])
+            items.append(held[hits].astype(np.uint64) - np.uint64(1))
+            slots[active] = (slots[active] + 1) & self._mask
+        return np.concatenate(places), np.concatenate(items)
+
+    def insert(self, keys: np.ndarray, items: np.ndarray) -> None:
+        """Put each item under its key, beside those that are there."""
+        self._n += len(keys)
+        if self._n > self._FULLEST * len(self._items):
+            used = self._items > 0
+            prints, held = self._prints[used], self._items[used]
+            self._resize(int(np.ceil(np.log2(self._n / self._FULLEST))))
+            self._place(prints, held)
+        self._place(_print(keys), items + np.uint32(1))
+
+    def _place(self, prints: np.ndarray, held: np.ndarray) -> None:
+        slots = self._slots(prints)
+        active = np.arange(len(prints))
+        while len(active):
+            here = slots[active]
+            free = self._items[here] == 0
+            at, by = here[free], active[free]
+            self._items[at], self._prints[at] = held[by], prints[by]  # of several, the last stays
+            placed = (self._items[here] == held[active]) & (self._prints[here] == prints[active])
+            active = active[~placed]
+            slots[active] = (slots[active] + 1) & self._mask
+
+    def _slots(self, prints: np.ndarray) -> np.ndarray:
+        return (prints * np.uint32(0x9E3779B1) >> np.uint32(32 - self._bits)).astype(np.int64)
+
+    def _resize(self, bits: int) -> None:
+        self._bits, self._mask = bits, (1 << bits) - 1
+        self._items = np.zeros(1 << bits, dtype=np.uint32)  # 0: free; else the item + 1
+        self._prints = np.zeros(1 << bits, dtype=np.uint32)
+
+
+def _print(keys: np.ndarray) -> np.ndarray:
+    return (keys >> np.uint64(32)).astype(np.uint32)

@@ -10,43 +10,34 @@ import numpy as np
 import pyarrow as pa
 
 from sentisynth import schema
-from sentisynth.data.duplicates import DuplicateIndex, sketch
+from sentisynth.data.duplicates import DuplicateIndex
+from sentisynth.data.logits import opinions
+from sentisynth.data.receipts import Receipt
 
 SCORED = (schema.ACCEPTED, schema.WRONG_LABEL, schema.BELOW_TAU)
 
 
-def softmax(logits_NK: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities of logits / T over the last axis, in float64."""
-    scaled = np.asarray(logits_NK, dtype=np.float64) / temperature
-    scaled = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
-    return scaled / scaled.sum(axis=-1, keepdims=True)
-
-
-def logits_of(table: pa.Table, column: str = schema.TEACHER_LOGITS) -> np.ndarray:
-    """The list column as an array (N, K). No row may be null."""
-    values = table[column].combine_chunks()
-    if len(values) == 0:
-        return np.empty((0, 0), dtype=np.float32)
-    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+def decide(right: np.ndarray, confidence: np.ndarray, tau: float) -> np.ndarray:
+    """A verdict per scored row: accepted iff the label is right and the confidence at least τ."""
+    of_right = np.where(confidence >= tau, schema.ACCEPTED, schema.BELOW_TAU)
+    return np.where(right, of_right, schema.WRONG_LABEL)
 
 
 def judge(table: pa.Table, tau: float) -> list[str]:
     """A verdict per row of a pool table: the screen's reason, or the teacher's word at τ.
 
-    The teacher's part: the arg max of the logits is the intended label, and its softmax at T = 1
-    is at least τ. Duplicates across tables are not seen here; see `Tally`.
+    Duplicates of other tables are not seen here; see `Tally`.
     """
-    verdicts = table[schema.REJECT_REASON].to_pylist()
-    scored = np.flatnonzero(np.array([v is None for v in verdicts], dtype=bool))
-    if len(scored):
-        rows = table.take(scored)
-        probs_NK = softmax(logits_of(rows))
-        right = probs_NK.argmax(axis=1) == rows[schema.LABEL].to_numpy()
-        sure = probs_NK.max(axis=1) >= tau
-        for i, is_right, is_sure in zip(scored, right, sure, strict=True):
-            teacher_says = schema.ACCEPTED if is_sure else schema.BELOW_TAU
-            verdicts[i] = teacher_says if is_right else schema.WRONG_LABEL
-    return verdicts
+    rows, right, confidence = opinions(table)
+    return fill(table, rows, decide(right, confidence, tau))
+
+
+def fill(table: pa.Table, rows: np.ndarray, verdicts: np.ndarray) -> list[str]:
+    """The screen's reasons of a pool table, with the verdicts of the scored rows between them."""
+    told: list[str] = table[schema.REJECT_REASON].to_pylist()
+    for row, verdict in zip(rows.tolist(), verdicts.tolist(), strict=True):
+        told[row] = verdict
+    return told
 
 
 @dataclass
@@ -93,7 +84,10 @@ def adds_up(entry: dict[str, object]) -> bool:
 
 
 class Tally:
-    """Judges one label's units in index order; of equal or near texts the lowest index stays."""
+    """Judges one label's units in index order; of equal or near texts the lowest index stays.
+
+    Its memory is that of the `DuplicateIndex` over the texts that the teacher scored.
+    """
 
     def __init__(self, tau: float, near_duplicates: float) -> None:
         self._tau = tau
@@ -101,22 +95,18 @@ class Tally:
         self.ledger = Ledger()
         self.next_number = 0
 
-    def verdicts(self, table: pa.Table) -> list[str]:
-        """A verdict per row of the next unit: `judge`, and duplicates of earlier rows."""
-        verdicts = judge(table, self._tau)
-        for i, text in enumerate(table[schema.TEXT].to_pylist()):
-            if verdicts[i] in SCORED:
-                item = sketch(text)
-                if item in self._seen:
-                    verdicts[i] = schema.DUPLICATE
-                else:
-                    self._seen.add(item)
+    def add(self, receipt: Receipt) -> np.ndarray:
+        """Count the next unit; a verdict per scored row, which may now be `duplicate`."""
+        assert receipt.unit.number == self.next_number
+        self.next_number += 1
+        verdicts = decide(receipt.right, receipt.confidence, self._tau)
+        verdicts = np.where(self._seen.add_new(receipt.sketches), schema.DUPLICATE, verdicts)
+        self.ledger.counts.update(receipt.screened)
+        self.ledger.counts.update(verdicts.tolist())
+        self.ledger.n_tokens += receipt.n_tokens
         return verdicts
 
-    def add(self, table: pa.Table) -> list[int]:
-        """Count the next unit's rows and return the row numbers of the accepted ones."""
-        verdicts = self.verdicts(table)
-        self.ledger.counts.update(verdicts)
-        self.ledger.n_tokens += sum(table[schema.N_TOKENS].to_pylist())
-        self.next_number += 1
-        return [i for i, verdict in enumerate(verdicts) if verdict == schema.ACCEPTED]
+    @property
+    def nbytes(self) -> int:
+        """Memory of the texts seen so far."""
+        return self._seen.nbytes

@@ -6,7 +6,9 @@ import numpy as np
 import pyarrow as pa
 
 from sentisynth import schema
-from sentisynth.data.ledger import Ledger, Tally, logits_of, softmax
+from sentisynth.data.ledger import Ledger, Tally
+from sentisynth.data.logits import logits_of, softmax
+from sentisynth.data.receipts import Receipt
 from sentisynth.errors import QuotaError
 from sentisynth.seeding import derive_seed
 
@@ -15,7 +17,7 @@ _HELD_OUT = 0.05  # of each label, for each of the two synthetic held-out parts
 
 
 def select(
-    units_by_label: Iterable[Iterable[pa.Table]],
+    units_by_label: Iterable[Iterable[tuple[pa.Table, Receipt]]],
     *,
     tau: float,
     n_per_class: int,
@@ -23,7 +25,8 @@ def select(
 ) -> tuple[pa.Table, list[Ledger]]:
     """The first `n_per_class` accepted candidates of each label in index order, exactly.
 
-    `units_by_label` holds, for each label, its units as `schema.POOL` tables in index order.
+    `units_by_label` holds, for each label, its units in index order: `schema.POOL` tables and their
+    receipts.
     Returns pool rows, label after label, and each label's ledger over the units that were read.
     Raises QuotaError if a label has too few.
     """
@@ -31,9 +34,9 @@ def select(
     for label, units in enumerate(units_by_label):
         tally = Tally(tau, near_duplicates)
         missing = n_per_class
-        for table in units:
-            accepted = tally.add(table)[:missing]
-            chosen.append(table.take(pa.array(accepted, pa.int64())))
+        for table, receipt in units:
+            accepted = receipt.rows[tally.add(receipt) == schema.ACCEPTED][:missing]
+            chosen.append(table.take(accepted))
             missing -= len(accepted)
             if missing == 0:
                 break

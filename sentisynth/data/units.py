@@ -1,6 +1,6 @@
 """Units: a fixed block of consecutive candidates of one label; one batch, one file, one retry."""
 
-import errno
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentisynth import schema
-from sentisynth.data.files import aside
+from sentisynth.data.files import write_bytes
 from sentisynth.errors import RunDirectoryError
 
 _PLAN = b"sentisynth.plan"
@@ -38,32 +38,42 @@ class Unit:
         return pool / f"label={self.label}" / f"unit-{self.number:06d}.parquet"
 
 
-def nth_unit(n: int, n_labels: int, size: int) -> Unit:
-    """The n-th unit of the plan, from 0: labels take turns."""
-    return Unit(n % n_labels, n // n_labels, size)
-
-
-def write_unit(table: pa.Table, unit: Unit, pool: Path, plan: str) -> None:
-    """Write a unit aside, then rename it: a file under a unit's name is whole, or damaged later.
+def write_unit(table: pa.Table, unit: Unit, pool: Path, plan: str) -> str:
+    """Write a unit whole or not at all; returns the sha256 of its file.
 
     The plan's fingerprint goes into the file, and each page has a checksum. No time, host or
     process goes in, so the same rows are the same bytes.
     """
     table = table.cast(schema.POOL).replace_schema_metadata({_PLAN: plan.encode()})
-    with aside(unit.path(pool)) as temporary:
-        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    data = sink.getvalue()
+    write_bytes(unit.path(pool), data)
+    return hashlib.sha256(data).hexdigest()
 
 
-def read_unit(unit: Unit, pool: Path, plan: str) -> pa.Table | None:
-    """The unit's rows, or None if the file is missing, torn, altered or of another plan."""
+def read_unit(
+    unit: Unit, pool: Path, plan: str, sha256: str | None = None
+) -> tuple[pa.Table, str] | None:
+    """The unit's rows and the sha256 of its file.
+
+    None if the file is missing, torn, altered or of another plan. Where its `sha256` is known,
+    any altered bit is noticed; else what the checksums of the pages cover, the schema and the
+    names of the candidates. Raises RunDirectoryError where the file cannot be read at all.
+    """
     path = unit.path(pool)
     try:
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-    except pa.ArrowException:
+        data = path.read_bytes()
+    except FileNotFoundError:
         return None
-    except OSError as error:
-        if error.errno not in (None, errno.ENOENT):  # the file may be whole: not for us to redo
-            raise RunDirectoryError(f"{path} cannot be read: {error}") from None
+    except OSError as error:  # the file may be whole: not for us to do again
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from None
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        return None
+    try:
+        table = pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (pa.ArrowException, OSError):
         return None
     if not table.schema.equals(schema.POOL) or table.num_rows != unit.size:
         return None
@@ -71,7 +81,7 @@ def read_unit(unit: Unit, pool: Path, plan: str) -> pa.Table | None:
         return None
     if table[schema.CANDIDATE_ID].to_pylist() != unit.candidate_ids():
         return None
-    return table
+    return table, found
 
 
 def units_on_disk(pool: Path, size: int) -> Iterator[Unit]:

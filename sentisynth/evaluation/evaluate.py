@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import read_json
-from sentisynth.data.ledger import logits_of
+from sentisynth.data.logits import logits_of
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.evaluation.metrics import (
     classification,

@@ -12,8 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sentisynth import schema
 from sentisynth.data.files import read_json
-from sentisynth.data.ledger import Tally, logits_of, softmax
-from sentisynth.data.pool import read_manifest, read_units
+from sentisynth.data.ledger import Tally, fill
+from sentisynth.data.logits import softmax
+from sentisynth.data.pool import read_manifest, read_receipts
+from sentisynth.data.receipts import Receipt
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.evaluation import plots
 from sentisynth.evaluation.plots import Plot
@@ -40,6 +42,7 @@ _REASONS = {
     schema.LEAK: "it matches a real validation or test row",
     schema.SEED_COPY: "it matches a real row that the generator learned from",
     schema.DUPLICATE: "it matches an earlier candidate",
+    schema.UNTOKENIZABLE: "the teacher's tokenizer refuses the text",
     schema.NON_FINITE: "the teacher's logits are not finite",
     schema.WRONG_LABEL: "the teacher names another class than the intended one",
     schema.BELOW_TAU: "the teacher names the intended class, with a probability below τ",
@@ -210,37 +213,36 @@ def _candidates(run: Path, metrics: dict[str, Any]) -> list[list[Candidate]]:
     found = []
     for label, name in enumerate(labels):
         n = min(share, synthesis["ledger"][name]["generated"])
-        tables = _first_rows(read_units(run / "pool", manifest, label), n)
+        units = read_receipts(run / "pool", manifest, label, near_duplicates)
         tally = Tally(synthesis["tau"], near_duplicates)
-        found.append([row for table in tables for row in _judged(table, tally, labels)])
+        found.append(list(islice(_judged(units, tally, labels), n)))
     return found
 
 
-def _first_rows(tables: Iterable[pa.Table], n: int) -> Iterator[pa.Table]:
-    """The first n rows of consecutive tables; no table is read that holds none of them."""
-    for table in tables:
-        yield table.slice(0, n)
-        n -= table.num_rows
-        if n <= 0:
-            return
+def _judged(
+    units: Iterable[tuple[pa.Table, Receipt]], tally: Tally, labels: list[str]
+) -> Iterator[Candidate]:
+    """Rows of a class's units, with the verdicts that the ledger counts."""
+    for table, receipt in units:
+        verdicts = fill(table, receipt.rows, tally.add(receipt))
+        for row, verdict in zip(table.to_pylist(), verdicts, strict=True):
+            yield _candidate(row, verdict, labels)
 
 
-def _judged(table: pa.Table, tally: Tally, labels: list[str]) -> Iterator[Candidate]:
-    """Rows of the class's next unit, with the verdicts that the ledger counts."""
-    for i, (row, verdict) in enumerate(zip(table.to_pylist(), tally.verdicts(table), strict=True)):
-        named = probability = highest = None
-        if row[schema.TEACHER_LOGITS] is not None:
-            probs_K = softmax(logits_of(table.slice(i, 1)))[0]
-            named, highest = labels[int(probs_K.argmax())], float(probs_K.max())
-            probability = float(probs_K[row[schema.LABEL]])
-        yield Candidate(
-            text=_shown(row[schema.TEXT]),
-            intended=labels[row[schema.LABEL]],
-            verdict=verdict,
-            named=named,
-            probability=probability,
-            highest=highest,
-        )
+def _candidate(row: dict[str, Any], verdict: str, labels: list[str]) -> Candidate:
+    named = probability = highest = None
+    if row[schema.TEACHER_LOGITS] is not None:
+        probs_K = softmax(row[schema.TEACHER_LOGITS])
+        named, highest = labels[int(probs_K.argmax())], float(probs_K.max())
+        probability = float(probs_K[row[schema.LABEL]])
+    return Candidate(
+        text=_shown(row[schema.TEXT]),
+        intended=labels[row[schema.LABEL]],
+        verdict=verdict,
+        named=named,
+        probability=probability,
+        highest=highest,
+    )
 
 
 def _accepted(labels: list[str], found: list[list[Candidate]]) -> dict[str, list[Candidate]]:

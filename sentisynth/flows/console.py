@@ -1,70 +1,93 @@
-"""What a person sees while a run goes on: stages by name, one line of progress, a table at the end.
+"""What is seen while a run goes on: stages by name, one line of progress, a table at the end.
 
-On a terminal the line is redrawn; elsewhere it is printed every few seconds. Progress goes to
-standard error, the results to standard output.
+For people (`line`): on a terminal the line is redrawn, elsewhere it is printed every few seconds.
+For machines (`json`): a JSON object a line, with an `event` and the figures behind the words.
+`ray` is `line` with Ray Data's own progress in place of ours for the stream. Progress goes to
+standard error, the results to standard output. A terminal that is gone stops nothing.
 """
 
+import errno
+import json
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal, TextIO, cast
 
 from rich.console import Console as RichConsole
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+Style = Literal["line", "json", "ray"]
 _PLAIN_EVERY_S = 5.0
+_JSON_EVERY_S = 1.0
 
 
 class Console:
     """Progress of a run."""
 
-    def __init__(self) -> None:
-        self._progress = RichConsole(stderr=True, highlight=False)
-        self._results = RichConsole(highlight=False)
+    def __init__(self, style: Style = "line") -> None:
+        self._json = style == "json"
+        self.shows_ray = style == "ray"
+        self._progress = RichConsole(file=cast(TextIO, _Steadfast(sys.stderr)), highlight=False)
+        self._results = RichConsole(file=cast(TextIO, _Steadfast(sys.stdout)), highlight=False)
         self._live: Live | None = None
-        self._title, self._started, self._printed = "", 0.0, 0.0
+        self._title, self._started, self._printed, self._last = "", 0.0, 0.0, ""
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._progress.print(text, markup=False, soft_wrap=True)
+        if not self._event("note", text=text):
+            self._progress.print(text, markup=False, soft_wrap=True)
 
     def skipped(self, title: str) -> None:
         """A stage that was done before."""
-        self._progress.print(Text.assemble(("= ", "green"), (title, "bold"), "  done before"))
+        if not self._event("skipped", stage=title):
+            self._progress.print(Text.assemble(("= ", "green"), (title, "bold"), "  done before"))
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """A stage at work: its title, then its line of progress, then how long it took."""
         self._title, self._started, self._printed = title, time.monotonic(), 0.0
+        self._event("started", stage=title)
         failed = True
-        with Live(console=self._progress, refresh_per_second=4, transient=True) as self._live:
+        quiet = self._json or self.shows_ray or not self._progress.is_terminal
+        with Live(console=self._progress, refresh_per_second=4, transient=True) as live:
+            self._live = None if quiet else live
             self.progress("")
             try:
                 yield
                 failed = False
             finally:
-                self._live, last = None, self._last
-        took = duration(time.monotonic() - self._started)
+                self._live = None
+        seconds = time.monotonic() - self._started
+        if self._event("failed" if failed else "finished", stage=title, seconds=seconds):
+            return
         mark = ("x ", "red") if failed else ("✓ ", "green")
-        self._progress.print(
-            Text.assemble(mark, (title, "bold"), f"  {took}  {last}"), soft_wrap=True
-        )
+        told = f"  {duration(seconds)}  {self._last}"
+        self._progress.print(Text.assemble(mark, (title, "bold"), told), soft_wrap=True)
 
-    def progress(self, text: str) -> None:
-        """Replace the line of progress of the stage at work."""
+    def progress(self, text: str, figures: dict[str, Any] | None = None) -> None:
+        """Replace the line of progress of the stage at work; `figures` are what it says."""
         self._last = text
-        took = duration(time.monotonic() - self._started)
-        if self._live is not None and self._progress.is_terminal:
-            line = Text.assemble(("… ", "cyan"), (self._title, "bold"), f"  {took}  {text}")
-            self._live.update(line)
-        elif time.monotonic() - self._printed >= _PLAIN_EVERY_S:
+        seconds = time.monotonic() - self._started
+        if self._live is not None:
+            told = f"  {duration(seconds)}  {text}"
+            self._live.update(Text.assemble(("… ", "cyan"), (self._title, "bold"), told))
+        elif self._json:
+            if figures and time.monotonic() - self._printed >= _JSON_EVERY_S:
+                self._printed = time.monotonic()
+                self._event("progress", stage=self._title, seconds=seconds, **figures)
+        elif not self.shows_ray and time.monotonic() - self._printed >= _PLAIN_EVERY_S:
             self._printed = time.monotonic()
-            self.note(f"… {self._title}  {took}  {text}")
+            self.note(f"… {self._title}  {duration(seconds)}  {text}")
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table of results; the first column is text, the others are figures."""
+        if self._json:
+            entry = {"event": "table", "title": title, "columns": columns, "rows": rows}
+            self._results.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            return
         table = Table(
             title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
         )
@@ -77,7 +100,50 @@ class Console:
 
     def result(self, text: str) -> None:
         """A line of results."""
+        if self._json:
+            self._results.file.write(json.dumps({"event": "result", "text": text.strip()}) + "\n")
+            return
         self._results.print(text, markup=False, soft_wrap=True)
+
+    def _event(self, event: str, **values: Any) -> bool:
+        """Write a JSON line, if that is the style."""
+        if self._json:
+            entry = {"event": event, "time": time.time(), **values}
+            self._progress.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+            self._progress.file.flush()
+        return self._json
+
+
+class _Steadfast:
+    """A stream that goes on without its terminal."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        with _unless_gone():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with _unless_gone():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+
+@contextmanager
+def _unless_gone() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:  # what a terminal answers after it was closed
+            raise
 
 
 def training_line(entry: dict[str, Any]) -> str:

@@ -90,7 +90,11 @@ _STARTS_FROM = {
 
 @contextmanager
 def opened(
-    config: RunConfig, out: Path, command: str = "run", overwrite: bool = False
+    config: RunConfig,
+    out: Path,
+    console: Console,
+    command: str = "run",
+    overwrite: bool = False,
 ) -> Iterator[Session]:
     """A locked run directory, a Ray session and an MLflow run, for the stages of one command.
 
@@ -105,7 +109,7 @@ def opened(
             check_fresh(start.model, start.max_length)
         else:
             check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
-    directory, console = RunDirectory(out.resolve(), overwrite), Console()
+    directory = RunDirectory(out.resolve(), overwrite)
     with directory.locked():
         if not (directory.path / "config.yaml").is_file():
             write_config(config, directory, versions())

@@ -6,7 +6,8 @@ import pyarrow as pa
 
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
-from sentisynth.data.ledger import judge, logits_of, softmax
+from sentisynth.data.ledger import judge
+from sentisynth.data.logits import logits_of, softmax
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.units import Unit
 from sentisynth.flows.console import Console
@@ -27,7 +28,7 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
     teacher = directory.require("teacher", f"teacher {config.name}")
     generator = directory.require("generator", f"generator {config.name}")
     names, tau = config.data.labels, config.synthesis.tau
-    generate = Generate(generator, config, lambda _: True)
+    generate = Generate(generator, config)
     verify = Verify(teacher, config)
     held_out = [corpus[name][schema.TEXT].to_pylist() for name in ("validation", "test")]
     screen = Screen(
@@ -35,7 +36,7 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
     )
     size = -(-n // len(names))
     table = pa.concat_tables(
-        verify(screen(generate.unit(Unit(label, 0, size)))) for label in range(len(names))
+        verify(screen(generate(Unit(label, 0, size)))) for label in range(len(names))
     )
     verdicts = judge(table, tau)
     rows = []

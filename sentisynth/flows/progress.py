@@ -1,11 +1,13 @@
 """How far the stream is: accepted rows by class, rates, time left."""
 
 import time
+from collections import Counter
 from typing import Any
 
+from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
-from sentisynth.data.units import Unit
 from sentisynth.flows.console import duration
+from sentisynth.runtime.stream import Finished, UnitStream
 
 
 class StreamProgress:
@@ -15,34 +17,57 @@ class StreamProgress:
     what an earlier command had made counts for the quota alone.
     """
 
-    def __init__(self, reader: PoolReader, labels: tuple[str, ...], quota: int) -> None:
-        self._reader, self._labels, self._quota = reader, labels, quota
+    def __init__(self, reader: PoolReader, stream: UnitStream, config: RunConfig) -> None:
+        self._reader, self._stream = reader, stream
+        self._labels, self._quota = config.data.labels, config.synthesis.n_per_class
         self._started = 0.0
         self._accepted_before = self._accepted()
         self.units = 0
-        self._rows = 0
+        self._rows = self._tokens = 0
+        self._stages: dict[str, Counter[str]] = {}
 
-    def finished_unit(self, unit: Unit) -> None:
+    def finished_unit(self, finished: Finished) -> None:
         """Count a unit whose file is in the pool."""
         self.units += 1
         if self.units == 1:
             self._started = time.monotonic()
             self._accepted_before = self._accepted()
-        else:
-            self._rows += unit.size
+            return
+        receipt = finished.receipt
+        self._rows += receipt.unit.size
+        self._tokens += receipt.n_tokens
+        for stage, seconds in finished.seconds.items():
+            seen = self._stages.setdefault(stage, Counter())
+            seen["seconds"] += seconds  # type: ignore[assignment]
+            seen["rows"] += len(receipt.rows) if stage == "verify" else receipt.unit.size
 
     def figures(self) -> dict[str, Any]:
-        """Accepted rows by class, acceptance rate of what was counted, rows and tokens a second."""
-        ledgers = [tally.ledger for tally in self._reader.tallies]
-        generated = sum(ledger.generated for ledger in ledgers)
-        tokens = sum(ledger.n_tokens for ledger in ledgers)
+        """What is known now. A stage's rate is that of one of its actors while it works, `busy`
+        how many of them work on average.
+        """
+        ledgers = dict(zip(self._labels, (t.ledger for t in self._reader.tallies), strict=True))
+        generated = sum(ledger.generated for ledger in ledgers.values())
+        accepted = self._accepted()
         seconds = time.monotonic() - self._started if self._rows else 0.0
-        rows_s = self._rows / seconds if seconds else 0.0
         return {
-            "accepted": self._accepted(),
-            "acceptance": sum(self._accepted().values()) / generated if generated else 0.0,
-            "rows_per_s": rows_s,
-            "tokens_per_s": rows_s * tokens / generated if generated else 0.0,
+            "quota": self._quota,
+            "accepted": accepted,
+            "acceptance": sum(accepted.values()) / generated if generated else 0.0,
+            "verdicts": {name: dict(ledger.counts) for name, ledger in ledgers.items()},
+            "rows_per_s": self._rows / seconds if seconds else 0.0,
+            "tokens_per_s": self._tokens / seconds if seconds else 0.0,
+            "stages": {
+                stage: {
+                    "rows_per_s": seen["rows"] / seen["seconds"] if seen["seconds"] else 0.0,
+                    "busy": seen["seconds"] / seconds if seconds else 0.0,
+                    "restarts": self._stream.restarts[stage],
+                }
+                for stage, seen in self._stages.items()
+            },
+            "units": self.units,
+            "in_flight": self._stream.in_flight,
+            "restarts": self._stream.restarts.total(),
+            "seconds_left": self._seconds_left(accepted, seconds),
         }
 
     def line(self) -> str:
@@ -51,22 +76,30 @@ class StreamProgress:
         counted = "  ".join(
             f"{name} {min(n, self._quota)}/{self._quota}" for name, n in figures["accepted"].items()
         )
+        restarts = f"  {figures['restarts']} restarts" if figures["restarts"] else ""
         if not self._rows:
-            return f"{counted}  {'models are loading' if not self.units else ''}".rstrip()
+            return f"{counted}{restarts}  {'' if self.units else 'models are loading'}".rstrip()
+        busy = "  ".join(
+            f"{stage} {figures['stages'][stage]['busy']:.1f}" for stage in ("generate", "verify")
+        )
+        seconds = figures["seconds_left"]
+        left = "time left unknown" if seconds is None else f"{duration(seconds)} left"
         return (
             f"{counted}  accepted {figures['acceptance']:.0%}  {figures['rows_per_s']:.0f} rows/s  "
-            f"{figures['tokens_per_s']:.0f} tokens/s  {self._left()}"
+            f"{figures['tokens_per_s']:.0f} tokens/s  busy: {busy}  {figures['in_flight']} units "
+            f"in flight{restarts}  {left}"
         )
 
-    def _left(self) -> str:
-        seconds = time.monotonic() - self._started
-        waits = []
-        for name, accepted in self._accepted().items():
-            missing, got = self._quota - accepted, accepted - self._accepted_before[name]
+    def _seconds_left(self, accepted: dict[str, int], seconds: float) -> float | None:
+        """By the label that needs longest at its rate so far; None if one has none."""
+        longest = 0.0
+        for name, n in accepted.items():
+            missing, got = self._quota - n, n - self._accepted_before[name]
+            if missing > 0 and got <= 0:
+                return None
             if missing > 0:
-                waits.append(seconds * missing / got if got > 0 else float("inf"))
-        longest = max(waits, default=0.0)
-        return "time left unknown" if longest == float("inf") else f"{duration(longest)} left"
+                longest = max(longest, seconds * missing / got)
+        return longest
 
     def _accepted(self) -> dict[str, int]:
         tallies = zip(self._labels, self._reader.tallies, strict=True)

@@ -9,25 +9,21 @@ import pyarrow.parquet as pq
 import torch
 
 from sentisynth import schema
+from sentisynth.config.types import RunConfig
 from sentisynth.data.files import sha256_file, write_json, write_table, write_text
-from sentisynth.data.ledger import logits_of
-from sentisynth.data.pool import (
-    MANIFEST,
-    PoolReader,
-    prepare_pool,
-    publish,
-    read_manifest,
-    read_units,
-)
+from sentisynth.data.logits import logits_of
+from sentisynth.data.pool import MANIFEST, PoolReader, publish, read_manifest, read_receipts
 from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
+from sentisynth.data.units import Unit
 from sentisynth.errors import QuotaError, RunDirectoryError
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import check_generator
+from sentisynth.models.classifier import check_verifier
 from sentisynth.models.loading import autocast_dtype, model_digest
 from sentisynth.runtime.ray_cluster import cluster_resources
-from sentisynth.runtime.stream import UnitStream
+from sentisynth.runtime.stream import UnitStream, stream_pools
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.seeding import fingerprint
 from sentisynth.training.jobs import read_splits
@@ -46,17 +42,14 @@ def synthesize(session: Session) -> None:
     parts = plan_parts(session)
     plan, pool = fingerprint(parts), directory.pool
     check_generator(directory.stage("generator"), config)
+    check_verifier(directory.stage("teacher"), len(config.data.labels))
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
     if not directory.is_done("pool", parts):  # refuses a pool of another plan
         directory.stamp(pool, parts)
     directory.is_done("dataset", dataset_parts(session))  # refuses before hours of work
-    done = prepare_pool(pool, config, plan)
     reader = PoolReader(pool, config, plan)
-    for unit in sorted(done, key=lambda u: (u.number, u.label)):
-        reader.offer(unit)
-    manifest = read_manifest(pool)
-    is_whole = manifest is not None and all((pool / name).is_file() for name in manifest["files"])
-    if reader.all_full and is_whole:
+    done = reader.recover()
+    if reader.is_published:
         session.console.skipped(title)
         return
     with session.stage("pool", title) as log:
@@ -107,11 +100,10 @@ def _precision(precision: str, device: str) -> str:
     return "fp32" if autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
 
 
-def _fill(session: Session, reader: PoolReader, plan: str, done: set[Any], log: StageLog) -> None:
+def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log: StageLog) -> None:
     config, directory = session.config, session.directory
-    names, quota = config.data.labels, config.synthesis.n_per_class
     splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
-    stream = UnitStream(
+    pools = stream_pools(
         config,
         generator=directory.stage("generator"),
         teacher=directory.stage("teacher"),
@@ -123,33 +115,42 @@ def _fill(session: Session, reader: PoolReader, plan: str, done: set[Any], log: 
             for text in splits[name][schema.TEXT].to_pylist()
         ],
         seed_texts=splits["seed"][schema.TEXT].to_pylist(),
-        done=done,
-        full={label for label in range(len(names)) if reader.is_full(label)},
     )
-
-    progress = StreamProgress(reader, names, quota)
-    session.console.progress(progress.line())
+    stream = UnitStream(
+        pools,
+        n_labels=len(config.data.labels),
+        size=config.synthesis.unit_size,
+        done=done,
+        show_ray_progress=session.console.shows_ray,
+    )
+    progress = StreamProgress(reader, stream, config)
     logged = time.monotonic()
-    for unit in stream:
-        was_full = reader.is_full(unit.label)
-        reader.offer(unit)
-        if reader.is_full(unit.label) and not was_full:
-            stream.close_label(unit.label)
-        progress.finished_unit(unit)
-        session.console.progress(progress.line())
-        if time.monotonic() - logged > _LOG_EVERY_S:
-            logged = time.monotonic()
-            log.metrics({"stream": progress.figures()}, step=progress.units)
-        if reader.all_full:
-            log.metrics({"stream": progress.figures()}, step=progress.units)
-            return
-    raise QuotaError(_why_hopeless(session, reader))
+    stream.want(reader.horizons())
+    session.console.progress(progress.line(), progress.figures())
+    try:
+        for finished in stream:
+            if finished is not None:
+                progress.finished_unit(finished)
+                reader.journal.add(finished.receipt)
+                reader.offer(finished.receipt)
+                if reader.all_full:
+                    return
+                short = reader.exhausted()
+                if short is not None:
+                    raise QuotaError(_why_hopeless(config, reader, short))
+                stream.want(reader.horizons())
+            session.console.progress(progress.line(), progress.figures())
+            if time.monotonic() - logged > _LOG_EVERY_S:
+                logged = time.monotonic()
+                log.metrics({"stream": progress.figures()}, step=progress.units)
+    finally:
+        reader.journal.flush()
+        session.console.progress(progress.line(), progress.figures())
+        log.metrics({"stream": progress.figures()}, step=progress.units)
 
 
-def _why_hopeless(session: Session, reader: PoolReader) -> str:
+def _why_hopeless(config: RunConfig, reader: PoolReader, label: int) -> str:
     """One sentence on the label that fell short: how far, and what rejected most."""
-    config = session.config
-    label = next(i for i in range(len(reader.tallies)) if not reader.is_full(i))
     counts = reader.tallies[label].ledger.counts
     accepted, generated = counts[schema.ACCEPTED], counts.total()
     rejected = [(n, verdict) for verdict, n in counts.items() if verdict != schema.ACCEPTED]
@@ -176,12 +177,12 @@ def build_dataset(session: Session) -> None:
                 f"the pool in {directory.path} is not finished; run `sentisynth synthesize "
                 f"{config.name}` first"
             )
-        labels = range(len(config.data.labels))
+        labels, near = range(len(config.data.labels)), synthesis.screens.near_duplicates
         chosen, ledgers = select(
-            (read_units(directory.pool, manifest, label) for label in labels),
+            (read_receipts(directory.pool, manifest, label, near) for label in labels),
             tau=synthesis.tau,
             n_per_class=synthesis.n_per_class,
-            near_duplicates=synthesis.screens.near_duplicates,
+            near_duplicates=near,
         )
         tables = split_synthetic(
             synthetic_rows(chosen, beta=distil.beta, temperature=distil.temperature), config.seed

@@ -86,16 +86,28 @@ def _fresh_config(shape: str, tokenizer: PreTrainedTokenizerBase, names: dict[st
 
 def load_verifier(path: Path, n_labels: int) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A fine-tuned classifier as it was saved. Raises ModelError unless it has K = n_labels."""
-    model = load_pretrained(AutoModelForSequenceClassification, path)
-    if model.config.num_labels != n_labels:
+    check_verifier(path, n_labels)
+    return load_pretrained(AutoModelForSequenceClassification, path), load_tokenizer(path)
+
+
+def check_verifier(path: Path, n_labels: int) -> None:
+    """Raise ModelError unless a fine-tuned classifier has K = n_labels; weights are not read."""
+    found = AutoConfig.from_pretrained(path, local_files_only=True).num_labels
+    if found != n_labels:
         raise ModelError(
-            f"the teacher in {path} has {model.config.num_labels} classes, the data {n_labels}; "
+            f"the teacher in {path} has {found} classes, the data {n_labels}; "
             f"train a teacher on this data"
         )
-    return model, load_tokenizer(path)
 
 
-@torch.inference_mode()
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
+) -> list[list[int]]:
+    """Token ids of each text, cut off at `max_length`; at least one token each."""
+    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    return [row or [tokenizer.pad_token_id] for row in ids]
+
+
 def predict_logits(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -105,27 +117,45 @@ def predict_logits(
     autocast: torch.dtype | None = None,
     tokens_per_batch: int = 4096,
 ) -> np.ndarray:
-    """Logits (N, K) in float32, in the order of the texts.
+    """Logits (N, K) in float32, in the order of the texts; see `score`."""
+    ids = tokenize(tokenizer, texts, max_length)
+    return score(
+        model,
+        ids,
+        pad_id=tokenizer.pad_token_id,
+        autocast=autocast,
+        tokens_per_batch=tokens_per_batch,
+    )
+
+
+@torch.inference_mode()
+def score(
+    model: PreTrainedModel,
+    ids: Sequence[list[int]],
+    *,
+    pad_id: int,
+    autocast: torch.dtype | None = None,
+    tokens_per_batch: int = 4096,
+) -> np.ndarray:
+    """Logits (N, K) in float32 of token rows, in their order.
 
     Sorted by length and cut into batches of at most `tokens_per_batch` padded tokens, so that the
-    batches, and with them the bytes of the result, depend on the texts alone.
+    batches, and with them the bytes of the result, depend on the rows alone.
     """
     model.eval()
     device = next(model.parameters()).device
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
-    ids = [row or [tokenizer.pad_token_id] for row in ids]
     order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     logits_NK = np.empty((len(ids), model.config.num_labels), dtype=np.float32)
     cast = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
     with cast:
         for batch in _budgeted(order, ids, tokens_per_batch):
-            inputs, mask = pad([ids[i] for i in batch], tokenizer.pad_token_id)
+            inputs, mask = pad([ids[i] for i in batch], pad_id)
             out = model(input_ids=inputs.to(device), attention_mask=mask.to(device)).logits
             logits_NK[batch] = out.float().cpu().numpy()
     return logits_NK
 
 
-def _budgeted(order: list[int], ids: list[list[int]], budget: int) -> list[list[int]]:
+def _budgeted(order: list[int], ids: Sequence[list[int]], budget: int) -> list[list[int]]:
     batches: list[list[int]] = []
     for i in order:  # ascending length, so row i is the longest of its batch so far
         if not batches or (len(batches[-1]) + 1) * len(ids[i]) > budget:

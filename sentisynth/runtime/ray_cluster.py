@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import ray
 
+from sentisynth import signals
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
 
@@ -40,7 +41,7 @@ def connected() -> Iterator[None]:
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
     try:
-        with _native_notes_hidden():
+        with _native_notes_hidden(), signals.kept():
             ray.init(**options)
     except ConnectionError as error:
         reason = " ".join(str(error).split())[:200]

@@ -1,18 +1,45 @@
-"""Stage C as one Ray Data stream: plan, generate, screen, verify, write."""
+"""Stage C as one Ray Data stream: plan, generate, screen, verify, write.
+
+A row of the stream is a unit, from the source to the receipt; a task is one unit in one stage.
+What Ray restarts or makes again is therefore a unit, whose bytes are the same each time.
+"""
 
 import logging
+import queue
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data.block import BlockMetadata
+from ray.data.datasource import Datasource, ReadTask
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentisynth.config.types import RunConfig
-from sentisynth.data.units import Unit, nth_unit
-from sentisynth.runtime.actors import AskDemand, Demand, ScreenFromStore, WriteUnit
+from sentisynth.data.receipts import Receipt
+from sentisynth.data.units import Unit
+from sentisynth.errors import PlacementError, SentisynthError
+from sentisynth.runtime.actors import (
+    FAILED,
+    Mailbox,
+    Reports,
+    UnitStage,
+    build_generate,
+    build_screen,
+    build_verify,
+    build_write,
+    source_row,
+    unpack,
+)
+from sentisynth.runtime.plan import UnitPlan
 from sentisynth.runtime.ray_cluster import (
     SCREEN_CPUS,
     WRITE_CPUS,
@@ -20,90 +47,231 @@ from sentisynth.runtime.ray_cluster import (
     cluster_resources,
     place_stream,
 )
-from sentisynth.stages.generate import Generate
-from sentisynth.stages.verify import Verify
+
+_TICK_S = 1.0
+_HOPELESS_RESTARTS = 10  # of actors, a pool's largest size each, without a finished unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A unit whose file is in the pool."""
+
+    receipt: Receipt
+    seconds: dict[str, float]
+    """How long each stage took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPool:
+    """A stage of the stream: how an actor of it is made, and how many there are."""
+
+    name: str
+    build: Any
+    """Makes the stage (`actors.Stage`) in an actor's process."""
+    placed: PoolPlacement
+
+
+def stream_pools(
+    config: RunConfig,
+    *,
+    generator: Path,
+    teacher: Path,
+    pool: Path,
+    plan: str,
+    evaluation_texts: list[str],
+    seed_texts: list[str],
+) -> list[StreamPool]:
+    """The stages of a run. Raises PlacementError where the cluster can never hold them."""
+    synthesis = config.synthesis
+    placement = place_stream(synthesis, cluster_resources())
+    texts = [ray.put((evaluation_texts, seed_texts))]
+
+    def small(cpus: float) -> PoolPlacement:
+        return PoolPlacement(min_actors=1, max_actors=1, cpus=cpus, gpus=0)
+
+    return [
+        StreamPool(
+            name="generate",
+            build=partial(build_generate, generator, config),
+            placed=placement.generate,
+        ),
+        StreamPool(
+            name="screen",
+            build=partial(build_screen, synthesis.screens, texts),
+            placed=small(SCREEN_CPUS),
+        ),
+        StreamPool(
+            name="verify", build=partial(build_verify, teacher, config), placed=placement.verify
+        ),
+        StreamPool(
+            name="write",
+            build=partial(build_write, pool, plan, synthesis.screens.near_duplicates),
+            placed=small(WRITE_CPUS),
+        ),
+    ]
 
 
 class UnitStream:
-    """Runs the plan's units through the stages and yields each once its file is in the pool."""
+    """Runs units through the stages and yields each once its file is in the pool.
+
+    Units are handed out up to the horizons that `want` sets; in flight are two an actor of the
+    pools at most, one at work and one waiting, so that is what a crash or the quota's end can
+    cost. Stop iterating to stop the stream.
+    """
 
     def __init__(
         self,
-        config: RunConfig,
+        pools: list[StreamPool],
         *,
-        generator: Path,
-        teacher: Path,
-        pool: Path,
-        plan: str,
-        evaluation_texts: list[str],
-        seed_texts: list[str],
+        n_labels: int,
+        size: int,
         done: set[Unit],
-        full: set[int],
+        shuffle: int | None = None,
+        show_ray_progress: bool = False,
     ) -> None:
-        self._config = config
-        self._demand: Any = ray.remote(Demand).options(num_cpus=0).remote(full)
-        synthesis = config.synthesis
-        n_labels, size = len(config.data.labels), synthesis.unit_size
-        n_units = n_labels * -(-synthesis.max_candidates_per_class // size)
-        plan_blocks = [
-            pa.table({"id": [n]}) for n in range(n_units) if nth_unit(n, n_labels, size) not in done
-        ]
-        placement = place_stream(synthesis, cluster_resources())
-
-        _quieten()
-        texts = ray.put((evaluation_texts, seed_texts))
-        self._units = (
-            ray.data.from_arrow(plan_blocks)
-            .map_batches(
-                Generate,
-                fn_constructor_args=(generator, config, AskDemand(self._demand)),
-                **_pool(placement.generate),
-            )
-            .map_batches(
-                ScreenFromStore,
-                fn_constructor_args=(synthesis.screens, [texts]),
-                **_pool(PoolPlacement(min_actors=1, max_actors=1, cpus=SCREEN_CPUS, gpus=0)),
-            )
-            .map_batches(Verify, fn_constructor_args=(teacher, config), **_pool(placement.verify))
-            .map_batches(
-                WriteUnit,
-                fn_constructor_args=(pool, plan, size),
-                **_pool(PoolPlacement(min_actors=1, max_actors=1, cpus=WRITE_CPUS, gpus=0)),
-            )
+        actors = sum(pool.placed.max_actors for pool in pools)
+        self._plan = UnitPlan(
+            n_labels=n_labels, size=size, limit=2 * actors, done=done, shuffle=shuffle
         )
+        self._most_restarts = _HOPELESS_RESTARTS * actors
+        self.restarts: Counter[str] = Counter()
+        """Actors by stage that Ray started again."""
+        self._restarts_in_vain = 0
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {
+            "num_cpus": 0,
+            "max_restarts": -1,
+            "max_task_retries": -1,
+            "scheduling_strategy": here,
+        }
+        self._mailbox: Any = ray.remote(Mailbox).options(**options, max_concurrency=64).remote()
+        self._reports: Any = ray.remote(Reports).options(**options).remote()
+        self._sent: list[tuple[int, int]] = []
+        self._failed: SentisynthError | None = None
 
-    def __iter__(self) -> Iterator[Unit]:
-        """Units in the order in which they finish; stop iterating to stop the stream."""
-        size = self._config.synthesis.unit_size
-        batches = self._units.iter_batches(
+        context = ray.data.DataContext.get_current().copy()
+        context.target_max_block_size = 1  # so that the source gives each row away at once
+        context.enable_progress_bars = context.print_on_execution_start = show_ray_progress
+        logging.getLogger("ray.data").setLevel(logging.INFO if show_ray_progress else logging.ERROR)
+        with ray.data.DataContext.current(context):
+            rows = ray.data.read_datasource(
+                _Source(self._mailbox, size), override_num_blocks=1, num_cpus=0
+            )
+            for pool in pools:
+                rows = rows.map_batches(
+                    UnitStage,
+                    fn_constructor_args=(pool.name, pool.build, self._reports),
+                    batch_size=None,
+                    batch_format="pyarrow",
+                    num_cpus=pool.placed.cpus,
+                    num_gpus=pool.placed.gpus or None,
+                    compute=ray.data.ActorPoolStrategy(
+                        min_size=pool.placed.min_actors, max_size=pool.placed.max_actors
+                    ),
+                )
+        self._rows = rows
+
+    @property
+    def in_flight(self) -> int:
+        """Units handed out whose files are not in the pool yet."""
+        return len(self._plan.in_flight)
+
+    def want(self, horizons: list[int]) -> None:
+        """Make the units of each label up to these numbers, and no more for now."""
+        self._plan.want(horizons)
+
+    def __iter__(self) -> Iterator[Finished | None]:
+        """Units in the order in which they finish; None when a second brought none."""
+        found: queue.SimpleQueue[pa.Table | Exception | None] = queue.SimpleQueue()
+        stopped = threading.Event()
+        reader = threading.Thread(target=self._read, args=(found, stopped), daemon=True)
+        reader.start()
+        looked = time.monotonic()
+        try:
+            while True:
+                self._hand_out()
+                try:
+                    row = found.get(timeout=_TICK_S)
+                except queue.Empty:
+                    self._look_after()
+                    yield None
+                    continue
+                if isinstance(row, Exception):
+                    self._look_after()
+                    raise self._failed or row
+                if row is None:
+                    return
+                receipt, seconds = unpack(row)
+                self._plan.finished(receipt.unit)
+                self._restarts_in_vain = 0
+                if time.monotonic() - looked > _TICK_S:
+                    looked = time.monotonic()
+                    self._look_after()
+                yield Finished(receipt=receipt, seconds=seconds)
+        finally:
+            stopped.set()
+            if ray.is_initialized():
+                self._mailbox.close.remote()
+                reader.join()
+
+    def _read(self, found: queue.SimpleQueue, stopped: threading.Event) -> None:
+        """Runs the stream in a thread of its own, so that the driver can do other things."""
+        batches = self._rows.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
         )
-        with closing(iter(batches)) as receipts:
-            for receipt in receipts:
-                for row in receipt.to_pylist():
-                    yield Unit(row["label"], row["number"], size)
+        try:
+            with closing(iter(batches)) as rows:
+                for row in rows:
+                    if stopped.is_set():
+                        return
+                    found.put(row)
+            found.put(None)
+        except Exception as error:  # noqa: BLE001  raised again where the stream is iterated
+            found.put(error)
 
-    def close_label(self, label: int) -> None:
-        """Generate nothing more of this label."""
-        ray.get(self._demand.close.remote(label))
+    def _hand_out(self) -> None:
+        units = [(unit.label, unit.number) for unit in self._plan.hand_out()]
+        if units:
+            self._mailbox.put.remote(len(self._sent), units)
+            self._sent += units
+
+    def _look_after(self) -> None:
+        """Fill a mailbox that was restarted, and hear of what happened to the actors."""
+        if ray.get(self._mailbox.put.remote(len(self._sent), [])) < len(self._sent):
+            self._mailbox.put.remote(0, self._sent)
+        for kind, what in ray.get(self._reports.take.remote()):
+            if kind == FAILED:
+                self._failed = what
+            else:
+                self.restarts[what] += 1
+                self._restarts_in_vain += 1
+        if self._failed is not None:
+            raise self._failed
+        if self._restarts_in_vain > self._most_restarts:
+            raise PlacementError(
+                f"actors ended and were started again {self._restarts_in_vain} times and finished "
+                f"no unit meanwhile ({dict(self.restarts)}); a likely cause is memory: lower "
+                f"synthesis.unit_size or the pools' max_actors"
+            )
 
 
-def _pool(placed: PoolPlacement) -> dict[str, Any]:
-    """A unit a call: blocks are units, and a batch is a whole block."""
-    return {
-        "batch_size": None,
-        "batch_format": "pyarrow",
-        "num_cpus": placed.cpus,
-        "num_gpus": placed.gpus or None,
-        "compute": ray.data.ActorPoolStrategy(
-            min_size=placed.min_actors, max_size=placed.max_actors
-        ),
-    }
+class _Source(Datasource):
+    """One endless read: the units in the mailbox, a row each."""
 
+    def __init__(self, mailbox: Any, size: int) -> None:
+        self._mailbox, self._size = mailbox, size
 
-def _quieten() -> None:
-    """Ray Data's own progress is off: the console shows ours."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    def estimate_inmemory_data_size(self) -> None:
+        return None
+
+    def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
+        mailbox, size = self._mailbox, self._size
+
+        def read() -> Iterator[pa.Table]:
+            position = 0
+            while (unit := ray.get(mailbox.take.remote(position))) is not None:
+                yield source_row(*unit, size)
+                position += 1
+
+        unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)
+        return [ReadTask(read, unknown)]

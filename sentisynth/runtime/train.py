@@ -15,6 +15,7 @@ import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from sentisynth import signals
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import SentisynthError
 from sentisynth.runtime.actors import Reports
@@ -70,14 +71,11 @@ def _own_interrupts() -> Iterator[None]:
     """Ray Train answers Ctrl-C by leaving with status 0, and keeps its handler afterwards: a
     stopped training is no success, and what comes next is ours to stop.
     """
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit:
-        raise KeyboardInterrupt from None
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
+    with signals.kept():
+        try:
+            yield
+        except SystemExit:
+            raise signals.Stopped(signal.SIGINT) from None
 
 
 def _poll(reports: Any, on_report: Report, finished: threading.Event) -> None:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 
 from sentisynth import schema
 from sentisynth.config.types import ScreensConfig
-from sentisynth.data.duplicates import DuplicateIndex, Sketch, sketch
+from sentisynth.data.duplicates import DuplicateIndex, Sketches, sketch
 from sentisynth.data.text import is_printable, words
 
 
@@ -26,20 +27,27 @@ class Screen:
         self._seed = DuplicateIndex(config.near_duplicates, seed_texts)
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        earlier = DuplicateIndex(self._config.near_duplicates)
-        reasons: list[str | None] = []
-        pairs = zip(table[schema.TEXT].to_pylist(), table[schema.N_TOKENS].to_pylist(), strict=True)
-        for text, n_tokens in pairs:
-            reason = self._of_itself(text, n_tokens)
-            if reason is None:
-                item = sketch(text)
-                reason = self._of_others(item, earlier)
-                if reason is None:
-                    earlier.add(item)
-            reasons.append(reason)
+        texts = table[schema.TEXT].to_pylist()
+        pairs = zip(texts, table[schema.N_TOKENS].to_pylist(), strict=True)
+        reasons = [self._of_itself(text, n_tokens) for text, n_tokens in pairs]
+        left = [i for i, reason in enumerate(reasons) if reason is None]
+        sketches = self._sketch(texts, left)
+        leaks, copies = self._evaluation.matches(sketches), self._seed.matches(sketches)
+        for i, leak, copy in zip(left, leaks, copies, strict=True):
+            if leak or copy:
+                reasons[i] = schema.LEAK if leak else schema.SEED_COPY
+        if leaks.any() or copies.any():
+            left = [i for i in left if reasons[i] is None]
+            sketches = self._sketch(texts, left)
+        repeated = DuplicateIndex(self._config.near_duplicates).add_new(sketches)
+        for i in np.flatnonzero(repeated):
+            reasons[left[i]] = schema.DUPLICATE
         column = table.schema.get_field_index(schema.REJECT_REASON)
         field = schema.POOL.field(schema.REJECT_REASON)
         return table.set_column(column, field, pa.array(reasons, pa.string()))
+
+    def _sketch(self, texts: list[str], rows: list[int]) -> Sketches:
+        return sketch([texts[i] for i in rows], self._config.near_duplicates)
 
     def _of_itself(self, text: str, n_tokens: int) -> str | None:
         if not text:
@@ -51,13 +59,6 @@ class Screen:
         if repetition(text) > self._config.max_repetition:
             return schema.REPETITION
         return None
-
-    def _of_others(self, item: Sketch, earlier: DuplicateIndex) -> str | None:
-        if item in self._evaluation:
-            return schema.LEAK
-        if item in self._seed:
-            return schema.SEED_COPY
-        return schema.DUPLICATE if item in earlier else None
 
 
 def repetition(text: str) -> float:

@@ -1,5 +1,6 @@
 """The teacher scores what passed the screens. Arrow in, Arrow out; no Ray."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,17 @@ import torch
 
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
-from sentisynth.models.classifier import load_verifier, predict_logits
+from sentisynth.models.classifier import load_verifier, score, tokenize
 from sentisynth.models.loading import autocast_dtype, best_device
+
+_LOG = logging.getLogger(__name__)
 
 
 class Verify:
     """Fills `teacher_logits` (K, fp32) of rows without a reject reason.
 
-    Rows whose logits are not finite are rejected as `non_finite`: facts for the ledger, no crash.
+    A row that the teacher cannot score is rejected as `untokenizable` or `non_finite`: a fact for
+    the ledger, no crash.
     """
 
     def __init__(self, model: Path, config: RunConfig) -> None:
@@ -28,23 +32,34 @@ class Verify:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         reasons = table[schema.REJECT_REASON].to_pylist()
-        passed = [i for i, reason in enumerate(reasons) if reason is None]
+        texts = table[schema.TEXT].to_pylist()
         logits: list[np.ndarray | None] = [None] * table.num_rows
-        if passed:
-            texts = table[schema.TEXT].take(passed).to_pylist()
-            scored = predict_logits(
-                self._model,
-                self._tokenizer,
-                texts,
-                max_length=self._max_length,
-                autocast=self._autocast,
-            )
-            for i, row in zip(passed, scored, strict=True):
-                if np.isfinite(row).all():
-                    logits[i] = row
-                else:
-                    reasons[i] = schema.NON_FINITE
+        passed = [i for i, reason in enumerate(reasons) if reason is None]
+        readable, ids = [], []
+        for i, row in zip(passed, self._tokenize([texts[i] for i in passed]), strict=True):
+            if row is None:
+                reasons[i] = schema.UNTOKENIZABLE
+            else:
+                readable.append(i)
+                ids.append(row)
+        pad_id = self._tokenizer.pad_token_id
+        scored = score(self._model, ids, pad_id=pad_id, autocast=self._autocast)
+        for i, row in zip(readable, scored, strict=True):
+            if np.isfinite(row).all():
+                logits[i] = row
+            else:
+                reasons[i] = schema.NON_FINITE
         columns = {name: table[name] for name in schema.POOL.names}
         columns[schema.REJECT_REASON] = pa.array(reasons, pa.string())
         columns[schema.TEACHER_LOGITS] = pa.array(logits, pa.list_(pa.float32()))
         return pa.table(columns, schema=schema.POOL)
+
+    def _tokenize(self, texts: list[str]) -> list[list[int] | None]:
+        """Token ids of each text; None where the tokenizer refuses it."""
+        try:
+            return [*tokenize(self._tokenizer, texts, self._max_length)]
+        except Exception as error:  # noqa: BLE001  tokenizers raise bare Exceptions
+            if len(texts) > 1:
+                return [ids for text in texts for ids in self._tokenize([text])]
+            _LOG.warning("the teacher's tokenizer refuses %.80r: %s", texts[0], error)
+            return [None]

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth import schema
 from sentisynth.config.types import DistilConfig
-from sentisynth.data.ledger import logits_of
+from sentisynth.data.logits import logits_of
 from sentisynth.models.classifier import pad, predict_logits
 from sentisynth.models.generator import training_ids
 from sentisynth.models.losses import distillation_loss

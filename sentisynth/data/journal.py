@@ -1,0 +1,79 @@
+"""The journal of a pool at work: receipts of finished units, so that a restart is quick.
+
+It is a cache. Every receipt can be made again from its unit's file, and one is believed only where
+the file still has the sha256 that it names.
+"""
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+
+from sentisynth.data.files import write_bytes
+from sentisynth.data.receipts import Receipt
+from sentisynth.data.units import Unit
+
+DIRECTORY = ".receipts"
+_PLAN = b"sentisynth.plan"
+_FLUSH_UNITS, _FLUSH_S = 256, 5.0
+
+
+class Journal:
+    """Receipts in Arrow files of up to 256, written every few seconds.
+
+    A crash loses the receipts of the last seconds, not the units.
+    """
+
+    def __init__(self, pool: Path, plan: str) -> None:
+        self._directory, self._plan = pool / DIRECTORY, plan
+        self._known: dict[Unit, tuple[pa.Table, int]] = {}
+        self._new: list[pa.Table] = []
+        self._flushed = time.monotonic()
+        self._next = 0
+        for path in sorted(self._directory.glob("*.arrow")):
+            self._read(path)
+
+    def get(self, unit: Unit) -> Receipt | None:
+        """The receipt of a unit that was finished before this process began."""
+        if unit not in self._known:
+            return None
+        table, row = self._known[unit]
+        return Receipt.from_arrow(table.slice(row, 1))
+
+    def add(self, receipt: Receipt) -> None:
+        """Keep a receipt; it is on disk within seconds, if receipts keep coming."""
+        self._new.append(receipt.to_arrow())
+        if len(self._new) >= _FLUSH_UNITS or time.monotonic() - self._flushed > _FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        self._flushed = time.monotonic()
+        if not self._new:
+            return
+        table = pa.concat_tables(self._new).replace_schema_metadata({_PLAN: self._plan.encode()})
+        self._new = []
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+        write_bytes(self._directory / f"{self._next:06d}.arrow", sink.getvalue())
+        self._next += 1
+
+    def clear(self) -> None:
+        """Remove the files: the pool's manifest holds what they were for."""
+        for path in self._directory.glob("*"):
+            path.unlink()
+        if self._directory.is_dir():
+            self._directory.rmdir()
+
+    def _read(self, path: Path) -> None:
+        self._next = int(path.stem) + 1
+        try:
+            with pa.ipc.open_file(pa.BufferReader(path.read_bytes())) as reader:
+                table = reader.read_all()
+            units = table.select(["label", "number", "size"]).to_pylist()
+        except (pa.ArrowException, OSError, KeyError):
+            return  # torn or altered: the receipts are made again from the units
+        if (table.schema.metadata or {}).get(_PLAN) == self._plan.encode():
+            for row, unit in enumerate(units):
+                self._known[Unit(**unit)] = (table, row)

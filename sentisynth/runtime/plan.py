@@ -1,0 +1,70 @@
+"""Which units to hand out next: as many as the actors need, few beyond the quota."""
+
+import random
+from collections import deque
+
+from sentisynth.data.units import Unit
+
+
+class UnitPlan:
+    """The units of a run, made one by one; a plan of millions costs no memory.
+
+    Labels take turns. A unit is handed out while fewer than `limit` are in flight and its number
+    is below its label's horizon, which follows what is missing from the quota.
+    """
+
+    _WINDOW = 16  # units of a label that a shuffled plan draws from
+
+    def __init__(
+        self, *, n_labels: int, size: int, limit: int, done: set[Unit], shuffle: int | None = None
+    ) -> None:
+        self._size, self._limit, self._done = size, limit, done
+        self._horizons = [0] * n_labels
+        self._next = [0] * n_labels
+        self._ahead: list[deque[int]] = [deque() for _ in range(n_labels)]
+        self._random = None if shuffle is None else random.Random(shuffle)
+        self._turn = 0
+        self.in_flight: set[Unit] = set()
+
+    def want(self, horizons: list[int]) -> None:
+        """Let units of each label be handed out up to these numbers."""
+        self._horizons = horizons
+
+    def finished(self, unit: Unit) -> None:
+        """The unit's file is in the pool."""
+        self.in_flight.discard(unit)
+
+    def hand_out(self) -> list[Unit]:
+        """The units to start now."""
+        units: list[Unit] = []
+        while len(self.in_flight) < self._limit:
+            unit = self._take()
+            if unit is None:
+                break
+            self.in_flight.add(unit)
+            units.append(unit)
+        return units
+
+    def _take(self) -> Unit | None:
+        n_labels = len(self._next)
+        for turn in range(self._turn, self._turn + n_labels):
+            label = turn % n_labels
+            ahead = self._look_ahead(label)
+            if ahead:
+                self._turn = turn + 1
+                i = self._random.randrange(len(ahead)) if self._random else 0
+                number = ahead[i]
+                del ahead[i]
+                return Unit(label, number, self._size)
+        return None
+
+    def _look_ahead(self, label: int) -> deque[int]:
+        """Numbers of the label below its horizon that come next, done ones left out."""
+        ahead, window = self._ahead[label], self._WINDOW if self._random else 1
+        while len(ahead) < window and self._next[label] < self._horizons[label]:
+            unit = Unit(label, self._next[label], self._size)
+            self._next[label] += 1
+            if unit not in self._done:
+                ahead.append(unit.number)
+        return ahead
+
