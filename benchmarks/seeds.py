@@ -9,14 +9,14 @@ order and the candidates); runs that are done are not done again.
 import argparse
 import datetime
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from environment import hardware
 
 FIGURES = ("macro_f1", "accuracy")
 
@@ -115,21 +115,6 @@ def table(runs: list[dict[str, Any]]) -> str:
 def spread(values: list[float], digits: int = 3) -> str:
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
-
-
-def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{os.cpu_count()} cores, {model}, GPU: {gpu()}"
-
-
-def gpu() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
 if __name__ == "__main__":

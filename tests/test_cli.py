@@ -1,7 +1,10 @@
 """Bad input: one sentence, exit status 2, no traceback, nothing made."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
@@ -161,3 +164,69 @@ def test_a_store_that_cannot_be_used_is_named(
     arguments = ["run", "quickstart", "tracking.uri=sqlite:////proc/none/mlflow.db"]
     assert main([*arguments, "--out", str(tmp_path / "run")]) == 2
     assert "the MLflow store sqlite:////proc/none" in capsys.readouterr().err
+
+
+def test_progress_has_three_styles(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["run", "quickstart", "--progress", "bar"])
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert all(style in told for style in ("line", "json", "ray"))
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_a_signal_ends_a_command_with_its_status(
+    signum: signal.Signals, status: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import sentisynth.flows.pipeline  # noqa: F401  not to be stopped half-way
+
+    os.mkfifo(tmp_path / ".lock")  # where the command would wait for ever
+    ended = threading.Event()
+
+    def nag() -> None:
+        while not ended.wait(0.2):
+            os.kill(os.getpid(), signum)
+
+    before = signal.signal(signum, lambda *_: None)
+    nagging = threading.Thread(target=nag)
+    nagging.start()
+    try:
+        assert main(["evaluate", "quickstart", "--out", str(tmp_path)]) == status
+    finally:
+        ended.set()
+        nagging.join()
+        signal.signal(signum, before)
+    told = f"sentisynth: stopped by {signum.name}; the same command goes on from here\n"
+    assert capsys.readouterr().err == told
+
+
+def sentisynth(*arguments: str, **streams: object) -> "subprocess.CompletedProcess[str]":
+    """A command in a process of its own that writes each line at once."""
+    command = [sys.executable, "-u", "-m", "sentisynth.cli", *arguments]
+    return subprocess.run(command, text=True, check=False, **streams)  # type: ignore[call-overload]
+
+
+def test_a_full_disk_is_one_sentence() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = sentisynth("recipes", stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 2
+    assert done.stderr == "sentisynth: no space is left to write to; free some and run it again\n"
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = sentisynth("recipes", stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.returncode == 141 and done.stderr == ""
+
+
+def test_a_terminal_that_was_closed_hears_nothing_and_the_status_is_the_same() -> None:
+    master, terminal = os.openpty()
+    os.close(master)
+    done = sentisynth("recipes", "more", stdout=terminal, stderr=terminal)
+    assert done.returncode == 2
+    done = sentisynth("check", "absent", stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    assert done.returncode == 2

@@ -197,10 +197,7 @@ class DuplicateIndex:
     def _same(self, sketches: Sketches, i: int, j: int) -> bool:
         if sketches.keys[i] == sketches.keys[j]:
             return True
-        return (
-            self.threshold < 1
-            and jaccard(sketches.of(i), sketches.of(j)) >= self.threshold
-        )
+        return self.threshold < 1 and jaccard(sketches.of(i), sketches.of(j)) >= self.threshold
 
     def _of(self, item: int) -> np.ndarray:
         ends = self._ends.values
@@ -230,7 +227,7 @@ class _Growing:
     """An array that is appended to; it grows by a quarter."""
 
     def __init__(self, dtype: type) -> None:
-        self._buffer = np.empty(1024, dtype=dtype)
+        self._buffer: np.ndarray = np.empty(1024, dtype=dtype)
         self._n = 0
 
     @property

@@ -41,6 +41,7 @@ class PoolReader:
         self.digests: dict[Unit, str] = {}
         self.journal = Journal(pool, plan)
         self._waiting: dict[Unit, Receipt | None] = {}
+        self.n_damaged = 0
         self._most = -(-synthesis.max_candidates_per_class // synthesis.unit_size)
         manifest = _manifest_or_none(pool)
         self._published = manifest if manifest is not None and manifest["plan"] == plan else None
@@ -54,7 +55,7 @@ class PoolReader:
         another one is read and checked.
         """
         _record_asked(self._pool, self._config)
-        kept = set()
+        kept, self.n_damaged = set(), 0
         for unit in sorted(
             units_on_disk(self._pool, self._config.synthesis.unit_size),
             key=lambda unit: (unit.number, unit.label),
@@ -62,6 +63,7 @@ class PoolReader:
             receipt = self._trusted(unit)
             if receipt is None:
                 unit.path(self._pool).unlink()
+                self.n_damaged += 1
             else:
                 kept.add(unit)
                 self.offer(receipt)

@@ -95,9 +95,7 @@ class Receipt:
             rows=array("rows"),
             right=array("right"),
             confidence=array("confidence"),
-            sketches=Sketches(
-                keys=array("keys"), shingles=array("shingles"), ends=array("ends")
-            ),
+            sketches=Sketches(keys=array("keys"), shingles=array("shingles"), ends=array("ends")),
         )
 
 

@@ -40,6 +40,11 @@ class Console:
         if not self._event("note", text=text):
             self._progress.print(text, markup=False, soft_wrap=True)
 
+    def event(self, event: str, text: str, **figures: Any) -> None:
+        """A line that stays, with the figures behind it."""
+        if not self._event(event, text=text, **figures):
+            self.note(text)
+
     def skipped(self, title: str) -> None:
         """A stage that was done before."""
         if not self._event("skipped", stage=title):

@@ -9,6 +9,8 @@ from sentisynth.data.pool import PoolReader
 from sentisynth.flows.console import duration
 from sentisynth.runtime.stream import Finished, UnitStream
 
+_LONG_S = 60.0
+
 
 class StreamProgress:
     """Figures of a stream at work.
@@ -20,7 +22,7 @@ class StreamProgress:
     def __init__(self, reader: PoolReader, stream: UnitStream, config: RunConfig) -> None:
         self._reader, self._stream = reader, stream
         self._labels, self._quota = config.data.labels, config.synthesis.n_per_class
-        self._started = 0.0
+        self._started, self._latest = 0.0, time.monotonic()
         self._accepted_before = self._accepted()
         self.units = 0
         self._rows = self._tokens = 0
@@ -29,6 +31,7 @@ class StreamProgress:
     def finished_unit(self, finished: Finished) -> None:
         """Count a unit whose file is in the pool."""
         self.units += 1
+        self._latest = time.monotonic()
         if self.units == 1:
             self._started = time.monotonic()
             self._accepted_before = self._accepted()
@@ -67,6 +70,7 @@ class StreamProgress:
             "units": self.units,
             "in_flight": self._stream.in_flight,
             "restarts": self._stream.restarts.total(),
+            "seconds_since_unit": time.monotonic() - self._latest,
             "seconds_left": self._seconds_left(accepted, seconds),
         }
 
@@ -77,6 +81,9 @@ class StreamProgress:
             f"{name} {min(n, self._quota)}/{self._quota}" for name, n in figures["accepted"].items()
         )
         restarts = f"  {figures['restarts']} restarts" if figures["restarts"] else ""
+        if figures["seconds_since_unit"] > _LONG_S:
+            waited = duration(figures["seconds_since_unit"])
+            return f"{counted}{restarts}  no unit for {waited}: {self._stream.waiting_for()}"
         if not self._rows:
             return f"{counted}{restarts}  {'' if self.units else 'models are loading'}".rstrip()
         busy = "  ".join(

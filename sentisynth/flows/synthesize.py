@@ -47,8 +47,10 @@ def synthesize(session: Session) -> None:
     if not directory.is_done("pool", parts):  # refuses a pool of another plan
         directory.stamp(pool, parts)
     directory.is_done("dataset", dataset_parts(session))  # refuses before hours of work
-    reader = PoolReader(pool, config, plan)
+    reader, started = PoolReader(pool, config, plan), time.monotonic()
     done = reader.recover()
+    if done or reader.n_damaged:
+        _tell_recovered(session, reader, len(done), time.monotonic() - started)
     if reader.is_published:
         session.console.skipped(title)
         return
@@ -60,6 +62,15 @@ def synthesize(session: Session) -> None:
         manifest = publish(pool, reader, config, plan)
         log.metrics({"ledger": manifest["ledger"]})
         log.artifacts(pool / MANIFEST, "pool")
+
+
+def _tell_recovered(session: Session, reader: PoolReader, n_units: int, seconds: float) -> None:
+    told = f"   {n_units:,} units are in the pool"
+    if reader.n_damaged:
+        told += f", {reader.n_damaged} were damaged and are made again"
+    session.console.event(
+        "recovered", told, units=n_units, damaged=reader.n_damaged, seconds=seconds
+    )
 
 
 def plan_parts(session: Session) -> dict[str, Any]:

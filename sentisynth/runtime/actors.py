@@ -16,10 +16,11 @@ from sentisynth.data.units import Unit, write_unit
 from sentisynth.errors import SentisynthError
 from sentisynth.stages.screen import Screen
 
+Bundle = list[tuple[int, int, int]]  # label, number and size of each unit
 Stage = Callable[[Unit, pa.Table | None], pa.Table]
 STAGES = ("generate", "screen", "verify", "write")
 RESTARTED, FAILED = "restarted", "failed"
-_ROWS = "rows"
+_UNITS, _TABLES = "units", "tables"
 
 
 class Reports:
@@ -39,24 +40,24 @@ class Reports:
 
 
 class Mailbox:
-    """An actor between the driver, who puts the units to make, and the stream's source.
+    """An actor between the driver, who puts bundles of units to make, and the stream's source.
 
-    Units are known by their position, so that a source that was restarted reads the same again,
+    Bundles are known by their position, so that a source that was restarted reads the same again,
     and a mailbox that was restarted is filled anew.
     """
 
     def __init__(self) -> None:
-        self._units: list[tuple[int, int]] = []
+        self._bundles: list[Bundle] = []
         self._closed = False
         self._changed = asyncio.Condition()
 
-    async def put(self, position: int, units: list[tuple[int, int]]) -> int:
-        """Add (label, number) from this position on; returns how many are known now."""
+    async def put(self, position: int, bundles: list[Bundle]) -> int:
+        """Add bundles from this position on; returns how many are known now."""
         async with self._changed:
-            if position <= len(self._units):
-                self._units[position:] = units
+            if position <= len(self._bundles):
+                self._bundles[position:] = bundles
             self._changed.notify_all()
-            return len(self._units)
+            return len(self._bundles)
 
     async def close(self) -> None:
         """Nothing more will be put."""
@@ -64,15 +65,15 @@ class Mailbox:
             self._closed = True
             self._changed.notify_all()
 
-    async def take(self, position: int) -> tuple[int, int] | None:
-        """The unit at this position, once it is there; None after the last."""
+    async def take(self, position: int) -> Bundle | None:
+        """The bundle at this position, once it is there; None after the last."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or position < len(self._units))
-            return self._units[position] if position < len(self._units) else None
+            await self._changed.wait_for(lambda: self._closed or position < len(self._bundles))
+            return self._bundles[position] if position < len(self._bundles) else None
 
 
 class UnitStage:
-    """A stage on rows of the stream, of which each is a unit.
+    """A stage on rows of the stream, of which each is a bundle of units, nearly always of one.
 
     `build()` makes the stage: a function of the unit and the table of its rows (None before they
     are generated). How long it took, in seconds, is added to the row; the driver is told of
@@ -87,21 +88,19 @@ class UnitStage:
             self._stage = build()
 
     def __call__(self, row: pa.Table) -> pa.Table:
-        unit = Unit(*(row[name][0].as_py() for name in ("label", "number", "size")))
-        table = None
-        if _ROWS in row.column_names:
-            table = pa.ipc.open_stream(row[_ROWS][0].as_buffer()).read_all()
-            row = row.drop_columns(_ROWS)
-        started = time.perf_counter()
-        with self._errors_told():
-            made = self._stage(unit, table)
-        seconds = pa.array([time.perf_counter() - started], pa.float64())
-        row = row.append_column(f"{self._name}_s", seconds)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, made.schema) as writer:
-            writer.write_table(made)
-        packed = pa.array([sink.getvalue().to_pybytes()], pa.large_binary())
-        return row.append_column(_ROWS, packed)
+        units = [Unit(**unit) for unit in row[_UNITS][0].as_py()]
+        tables: list[Any] = [None] * len(units)
+        if _TABLES in row.column_names:
+            tables = [_unpack(packed) for packed in row[_TABLES][0].values]
+            row = row.drop_columns(_TABLES)
+        made, seconds = [], []
+        for unit, table in zip(units, tables, strict=True):
+            started = time.perf_counter()
+            with self._errors_told():
+                made.append(_pack(self._stage(unit, table)))
+            seconds.append(time.perf_counter() - started)
+        row = row.append_column(self._name, pa.array([seconds], pa.list_(pa.float64())))
+        return row.append_column(_TABLES, pa.array([made], pa.list_(pa.large_binary())))
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
@@ -112,15 +111,31 @@ class UnitStage:
             raise
 
 
-def unpack(row: pa.Table) -> tuple[Receipt, dict[str, float]]:
-    """What comes out of the last stage: a unit's receipt, and the seconds of each stage."""
-    table = pa.ipc.open_stream(row[_ROWS][0].as_buffer()).read_all()
-    return Receipt.from_arrow(table), {name: row[f"{name}_s"][0].as_py() for name in STAGES}
-
-
-def source_row(label: int, number: int, size: int) -> pa.Table:
+def source_row(bundle: Bundle) -> pa.Table:
     """What goes into the first stage."""
-    return pa.table({"label": [label], "number": [number], "size": [size]})
+    names = ("label", "number", "size")
+    return pa.table({_UNITS: [[dict(zip(names, unit, strict=True)) for unit in bundle]]})
+
+
+def finished_units(row: pa.Table) -> Iterator[tuple[Receipt, dict[str, float]]]:
+    """What comes out of the last stage: receipts, and the seconds that each stage took."""
+    seconds = [
+        dict(zip(STAGES, s, strict=True))
+        for s in zip(*(row[n][0].as_py() for n in STAGES), strict=True)
+    ]
+    for packed, taken in zip(row[_TABLES][0].values, seconds, strict=True):
+        yield Receipt.from_arrow(_unpack(packed)), taken
+
+
+def _pack(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return bytes(sink.getvalue())
+
+
+def _unpack(packed: pa.LargeBinaryScalar) -> pa.Table:
+    return pa.ipc.open_stream(packed.as_buffer()).read_all()
 
 
 def build_generate(model: Path, config: RunConfig) -> Stage:

@@ -5,20 +5,35 @@ from collections import deque
 
 from sentisynth.data.units import Unit
 
+_SMOOTHING = 0.2
+_MOST_MORE = 512
+_BUNDLE_S = 0.25
+_LARGEST_BUNDLE = 16
+
 
 class UnitPlan:
     """The units of a run, made one by one; a plan of millions costs no memory.
 
-    Labels take turns. A unit is handed out while fewer than `limit` are in flight and its number
-    is below its label's horizon, which follows what is missing from the quota.
+    Labels take turns. A unit is handed out while its number is below its label's horizon, which
+    follows what is missing from the quota, and while few enough are in flight: one a worker, and
+    as many more as the workers finish in a second. So that is what a crash can cost, and yet
+    quick units hide the time that they take from stage to stage. Very quick units travel in
+    bundles of a quarter of a second of work, since a task of Ray costs some 20 ms.
     """
 
     _WINDOW = 16  # units of a label that a shuffled plan draws from
 
     def __init__(
-        self, *, n_labels: int, size: int, limit: int, done: set[Unit], shuffle: int | None = None
+        self,
+        *,
+        n_labels: int,
+        size: int,
+        n_workers: int,
+        done: set[Unit],
+        shuffle: int | None = None,
     ) -> None:
-        self._size, self._limit, self._done = size, limit, done
+        self._size, self._done = size, done
+        self._n_workers, self._seconds_a_unit = n_workers, float("inf")
         self._horizons = [0] * n_labels
         self._next = [0] * n_labels
         self._ahead: list[deque[int]] = [deque() for _ in range(n_labels)]
@@ -30,20 +45,30 @@ class UnitPlan:
         """Let units of each label be handed out up to these numbers."""
         self._horizons = horizons
 
-    def finished(self, unit: Unit) -> None:
-        """The unit's file is in the pool."""
+    def finished(self, unit: Unit, seconds: float) -> None:
+        """The unit's file is in the pool; all stages together worked so long for it."""
         self.in_flight.discard(unit)
+        if self._seconds_a_unit == float("inf"):
+            self._seconds_a_unit = seconds
+        self._seconds_a_unit += _SMOOTHING * (seconds - self._seconds_a_unit)
 
-    def hand_out(self) -> list[Unit]:
-        """The units to start now."""
+    @property
+    def limit(self) -> int:
+        """Units that may be in flight now."""
+        a_second = self._n_workers / max(self._seconds_a_unit, 1e-3)
+        return self._n_workers + min(int(a_second), _MOST_MORE)
+
+    def hand_out(self) -> list[list[Unit]]:
+        """The bundles of units to start now."""
         units: list[Unit] = []
-        while len(self.in_flight) < self._limit:
+        while len(self.in_flight) < self.limit:
             unit = self._take()
             if unit is None:
                 break
             self.in_flight.add(unit)
             units.append(unit)
-        return units
+        size = max(1, min(int(_BUNDLE_S / max(self._seconds_a_unit, 1e-3)), _LARGEST_BUNDLE))
+        return [units[i : i + size] for i in range(0, len(units), size)]
 
     def _take(self) -> Unit | None:
         n_labels = len(self._next)
@@ -67,4 +92,3 @@ class UnitPlan:
             if unit not in self._done:
                 ahead.append(unit.number)
         return ahead
-

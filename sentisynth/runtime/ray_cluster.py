@@ -86,15 +86,27 @@ class Placement:
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a cluster has: CPUs of each node, GPUs of all."""
+    """What a cluster has: CPUs and GPUs of each node."""
 
     node_cpus: tuple[float, ...]
-    gpus: float = 0.0
+    node_gpus: tuple[float, ...]
 
     @property
     def cpus(self) -> float:
         """CPUs of all nodes."""
         return sum(self.node_cpus)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(self.node_gpus)
+
+    def holds(self, cpus: float, gpus: float) -> bool:
+        """Whether one node is large enough for an actor with these."""
+        return any(
+            cpus <= own_cpus and gpus <= own_gpus
+            for own_cpus, own_gpus in zip(self.node_cpus, self.node_gpus, strict=True)
+        )
 
 
 def cluster_resources() -> Resources:
@@ -102,7 +114,7 @@ def cluster_resources() -> Resources:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return Resources(
         node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
-        gpus=sum(node.get("GPU", 0.0) for node in nodes),
+        node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),
     )
 
 
@@ -117,6 +129,12 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     wanted = [config.generate_pool, config.verify_pool]
     names = ["synthesis.generate_pool", "synthesis.verify_pool"]
     placed = [_place_pool(pool, cpus, gpus, n) for pool, n in zip(wanted, (1.0, 0.5), strict=True)]
+    for name, pool in zip(names, placed, strict=True):
+        if not resources.holds(pool.cpus, pool.gpus):
+            raise PlacementError(
+                f"an actor of {name} needs {pool.cpus:g} cpus and {pool.gpus:g} gpus on one node, "
+                f"and no node of the cluster has them; lower {name}.cpus or {name}.gpus"
+            )
     for kind, total in (("cpus", spare), ("gpus", gpus)):
         needed = sum(p.min_actors * getattr(p, kind) for p in placed)
         if needed > total + 1e-9:

@@ -1,7 +1,8 @@
 """Stage C as one Ray Data stream: plan, generate, screen, verify, write.
 
-A row of the stream is a unit, from the source to the receipt; a task is one unit in one stage.
-What Ray restarts or makes again is therefore a unit, whose bytes are the same each time.
+A row of the stream is a unit, from the source to the receipt (or a bundle of units, where they take
+milliseconds); a task is one row in one stage. What Ray makes again after a death is therefore a
+unit, whose bytes are the same each time.
 """
 
 import logging
@@ -29,6 +30,7 @@ from sentisynth.data.units import Unit
 from sentisynth.errors import PlacementError, SentisynthError
 from sentisynth.runtime.actors import (
     FAILED,
+    Bundle,
     Mailbox,
     Reports,
     UnitStage,
@@ -36,8 +38,8 @@ from sentisynth.runtime.actors import (
     build_screen,
     build_verify,
     build_write,
+    finished_units,
     source_row,
-    unpack,
 )
 from sentisynth.runtime.plan import UnitPlan
 from sentisynth.runtime.ray_cluster import (
@@ -114,9 +116,8 @@ def stream_pools(
 class UnitStream:
     """Runs units through the stages and yields each once its file is in the pool.
 
-    Units are handed out up to the horizons that `want` sets; in flight are two an actor of the
-    pools at most, one at work and one waiting, so that is what a crash or the quota's end can
-    cost. Stop iterating to stop the stream.
+    Units are handed out up to the horizons that `want` sets, few at a time (see `UnitPlan`). Stop
+    iterating to stop the stream.
     """
 
     def __init__(
@@ -129,9 +130,10 @@ class UnitStream:
         shuffle: int | None = None,
         show_ray_progress: bool = False,
     ) -> None:
+        self._resources = cluster_resources()
         actors = sum(pool.placed.max_actors for pool in pools)
         self._plan = UnitPlan(
-            n_labels=n_labels, size=size, limit=2 * actors, done=done, shuffle=shuffle
+            n_labels=n_labels, size=size, n_workers=actors, done=done, shuffle=shuffle
         )
         self._most_restarts = _HOPELESS_RESTARTS * actors
         self.restarts: Counter[str] = Counter()
@@ -146,7 +148,7 @@ class UnitStream:
         }
         self._mailbox: Any = ray.remote(Mailbox).options(**options, max_concurrency=64).remote()
         self._reports: Any = ray.remote(Reports).options(**options).remote()
-        self._sent: list[tuple[int, int]] = []
+        self._sent: list[Bundle] = []
         self._failed: SentisynthError | None = None
 
         context = ray.data.DataContext.get_current().copy()
@@ -155,7 +157,7 @@ class UnitStream:
         logging.getLogger("ray.data").setLevel(logging.INFO if show_ray_progress else logging.ERROR)
         with ray.data.DataContext.current(context):
             rows = ray.data.read_datasource(
-                _Source(self._mailbox, size), override_num_blocks=1, num_cpus=0
+                _Source(self._mailbox), override_num_blocks=1, num_cpus=0
             )
             for pool in pools:
                 rows = rows.map_batches(
@@ -175,6 +177,16 @@ class UnitStream:
     def in_flight(self) -> int:
         """Units handed out whose files are not in the pool yet."""
         return len(self._plan.in_flight)
+
+    def waiting_for(self) -> str:
+        """Why nothing finishes, as far as one can tell."""
+        now = cluster_resources()
+        if (now.cpus, now.gpus) < (self._resources.cpus, self._resources.gpus):
+            return (
+                f"the cluster has {now.cpus:g} CPUs and {now.gpus:g} GPUs left of "
+                f"{self._resources.cpus:g} and {self._resources.gpus:g}"
+            )
+        return "models are loading, or a unit takes long"
 
     def want(self, horizons: list[int]) -> None:
         """Make the units of each label up to these numbers, and no more for now."""
@@ -201,13 +213,13 @@ class UnitStream:
                     raise self._failed or row
                 if row is None:
                     return
-                receipt, seconds = unpack(row)
-                self._plan.finished(receipt.unit)
                 self._restarts_in_vain = 0
                 if time.monotonic() - looked > _TICK_S:
                     looked = time.monotonic()
                     self._look_after()
-                yield Finished(receipt=receipt, seconds=seconds)
+                for receipt, seconds in finished_units(row):
+                    self._plan.finished(receipt.unit, sum(seconds.values()))
+                    yield Finished(receipt=receipt, seconds=seconds)
         finally:
             stopped.set()
             if ray.is_initialized():
@@ -230,10 +242,13 @@ class UnitStream:
             found.put(error)
 
     def _hand_out(self) -> None:
-        units = [(unit.label, unit.number) for unit in self._plan.hand_out()]
-        if units:
-            self._mailbox.put.remote(len(self._sent), units)
-            self._sent += units
+        bundles = [
+            [(unit.label, unit.number, unit.size) for unit in units]
+            for units in self._plan.hand_out()
+        ]
+        if bundles:
+            self._mailbox.put.remote(len(self._sent), bundles)
+            self._sent += bundles
 
     def _look_after(self) -> None:
         """Fill a mailbox that was restarted, and hear of what happened to the actors."""
@@ -256,21 +271,21 @@ class UnitStream:
 
 
 class _Source(Datasource):
-    """One endless read: the units in the mailbox, a row each."""
+    """One endless read: the bundles in the mailbox, a row each."""
 
-    def __init__(self, mailbox: Any, size: int) -> None:
-        self._mailbox, self._size = mailbox, size
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
 
     def estimate_inmemory_data_size(self) -> None:
         return None
 
     def get_read_tasks(self, *_: Any, **__: Any) -> list[ReadTask]:
-        mailbox, size = self._mailbox, self._size
+        mailbox = self._mailbox
 
         def read() -> Iterator[pa.Table]:
             position = 0
-            while (unit := ray.get(mailbox.take.remote(position))) is not None:
-                yield source_row(*unit, size)
+            while (bundle := ray.get(mailbox.take.remote(position))) is not None:
+                yield source_row(bundle)
                 position += 1
 
         unknown = BlockMetadata(num_rows=None, size_bytes=None, exec_stats=None, input_files=None)

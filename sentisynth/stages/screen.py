@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import numpy as np
 import pyarrow as pa
 
 from sentisynth import schema
@@ -40,8 +39,9 @@ class Screen:
             left = [i for i in left if reasons[i] is None]
             sketches = self._sketch(texts, left)
         repeated = DuplicateIndex(self._config.near_duplicates).add_new(sketches)
-        for i in np.flatnonzero(repeated):
-            reasons[left[i]] = schema.DUPLICATE
+        for i, again in zip(left, repeated, strict=True):
+            if again:
+                reasons[i] = schema.DUPLICATE
         column = table.schema.get_field_index(schema.REJECT_REASON)
         field = schema.POOL.field(schema.REJECT_REASON)
         return table.set_column(column, field, pa.array(reasons, pa.string()))

@@ -1,31 +1,92 @@
 """Units and pool: a file under a unit's name is whole, and damage is found."""
 
+import json
+from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sentisynth import schema
 from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig
-from sentisynth.data.pool import PoolReader, check_pool, prepare_pool, publish, read_manifest
-from sentisynth.data.units import Unit, nth_unit, read_unit, write_unit
+from sentisynth.data import pool as pool_module
+from sentisynth.data.journal import DIRECTORY
+from sentisynth.data.pool import (
+    PoolReader,
+    check_pool,
+    publish,
+    read_manifest,
+    read_receipts,
+)
+from sentisynth.data.receipts import Receipt
+from sentisynth.data.units import Unit, read_unit, write_unit
+from sentisynth.errors import ModelError, RunDirectoryError
+from sentisynth.seeding import fingerprint
 from tests.data.test_select import unit as scored
 
 SIZE = 20
+FIRST = Unit(0, 0, SIZE)
+
+
+def configured(*overrides: str) -> RunConfig:
+    sizes = [f"synthesis.unit_size={SIZE}", "synthesis.n_per_class=30", "synthesis.tau=0.5"]
+    near = "synthesis.screens.near_duplicates=1"
+    return load_config("quickstart", [*sizes, near, *overrides])
 
 
 @pytest.fixture
 def config() -> RunConfig:
-    overrides = [f"synthesis.unit_size={SIZE}", "synthesis.n_per_class=30", "synthesis.tau=0.5"]
-    return load_config("quickstart", [*overrides, "synthesis.screens.near_duplicates=1"])
+    return configured()
 
 
-def fill(pool: Path, label: int, numbers: range) -> None:
-    for number in numbers:
-        logits = np.zeros((SIZE, 2))
-        logits[:, label] = 4.0
-        write_unit(scored(label, number, logits), Unit(label, number, SIZE), pool, "plan")
+def rows(unit: Unit) -> pa.Table:
+    """A unit whose candidates are all accepted."""
+    logits = np.zeros((unit.size, max(2, unit.label + 1)))
+    logits[:, unit.label] = 4.0
+    return scored(unit.label, unit.number, logits)
+
+
+def fill(pool: Path, label: int, numbers: range) -> list[Receipt]:
+    units = [Unit(label, number, SIZE) for number in numbers]
+    return [
+        Receipt.of(rows(unit), unit, write_unit(rows(unit), unit, pool, "plan"), 1.0)
+        for unit in units
+    ]
+
+
+def recovered(pool: Path, config: RunConfig) -> PoolReader:
+    reader = PoolReader(pool, config, "plan")
+    reader.recover()
+    return reader
+
+
+def published(pool: Path, config: RunConfig) -> bytes:
+    """The manifest that a command writes who finds every unit made."""
+    reader = recovered(pool, config)
+    assert reader.all_full
+    publish(pool, reader, config, "plan")
+    return (pool / "manifest.json").read_bytes()
+
+
+def n_units(pool: Path) -> int:
+    return len(list(pool.glob("label=*/*.parquet")))
+
+
+def flip(path: Path, at: int, bit: int = 0) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1 << bit
+    path.write_bytes(data)
+
+
+def flip_unnoticed(unit: Unit, pool: Path) -> None:
+    """Flip a bit that the Parquet reader does not look at: the name of the writer."""
+    path = unit.path(pool)
+    flip(path, path.read_bytes().rindex(b"parquet-cpp-arrow"))
+    assert read_unit(unit, pool, "plan") is not None
 
 
 @pytest.fixture
@@ -33,37 +94,39 @@ def finished(tmp_path: Path, config: RunConfig) -> Path:
     """A pool of two units a class under a manifest."""
     for label in (0, 1):
         fill(tmp_path, label, range(2))
-    reader = PoolReader(tmp_path, config, "plan")
-    for unit in prepare_pool(tmp_path, config, "plan"):
-        reader.offer(unit)
-    publish(tmp_path, reader, config, "plan")
+    published(tmp_path, config)
     return tmp_path
 
 
-def test_labels_take_turns_in_the_plan() -> None:
-    units = [nth_unit(n, 3, SIZE) for n in range(7)]
-    assert [(u.label, u.number) for u in units] == [
-        *((0, 0), (1, 0), (2, 0)),
-        *((0, 1), (1, 1), (2, 1)),
-        (0, 2),
-    ]
-    assert units[3].candidate_ids()[0] == f"0-{SIZE}"
-
-
 def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
-    fill(tmp_path / "a", 0, range(1))
-    fill(tmp_path / "b", 0, range(1))
-    name = Unit(0, 0, SIZE).path(Path()).as_posix()
+    (a,), (b,) = fill(tmp_path / "a", 0, range(1)), fill(tmp_path / "b", 0, range(1))
+    name = FIRST.path(Path())
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert a.sha256 == b.sha256
+
+
+def test_a_unit_is_named_by_its_candidates() -> None:
+    unit = Unit(1, 3, SIZE)
+    assert unit.candidate_ids()[0] == f"1-{3 * SIZE}" and len(unit.candidate_ids()) == SIZE
+    assert unit.path(Path()).as_posix() == "label=1/unit-000003.parquet"
 
 
 def test_a_unit_of_another_plan_or_name_is_not_taken(tmp_path: Path) -> None:
-    fill(tmp_path, 0, range(1))
-    unit = Unit(0, 0, SIZE)
-    assert read_unit(unit, tmp_path, "plan") is not None
-    assert read_unit(unit, tmp_path, "another") is None
-    unit.path(tmp_path).rename(Unit(0, 1, SIZE).path(tmp_path))
+    (receipt,) = fill(tmp_path, 0, range(1))
+    found = read_unit(FIRST, tmp_path, "plan")
+    assert found is not None and found[1] == receipt.sha256
+    assert read_unit(FIRST, tmp_path, "another") is None
+    assert read_unit(FIRST, tmp_path, "plan", "0" * 64) is None
+    assert read_unit(Unit(0, 0, SIZE + 1), tmp_path, "plan") is None
+    FIRST.path(tmp_path).rename(Unit(0, 1, SIZE).path(tmp_path))
     assert read_unit(Unit(0, 1, SIZE), tmp_path, "plan") is None
+    assert read_unit(FIRST, tmp_path, "plan") is None
+
+
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
+    FIRST.path(tmp_path).mkdir(parents=True)
+    with pytest.raises(RunDirectoryError, match=r"unit-000000.parquet cannot be read"):
+        read_unit(FIRST, tmp_path, "plan")
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
@@ -75,73 +138,392 @@ def test_a_torn_unit_is_removed_and_only_that_one(
     torn.write_bytes(torn.read_bytes()[: int(keep * torn.stat().st_size)])
     leftover = torn.with_name(".unit-000009.parquet.1.tmp")
     leftover.write_bytes(b"half")
-    assert prepare_pool(tmp_path, config, "plan") == {Unit(0, 0, SIZE), Unit(0, 2, SIZE)}
-    assert not torn.exists() and not leftover.exists()
+    reader = PoolReader(tmp_path, config, "plan")
+    assert reader.recover() == {FIRST, Unit(0, 2, SIZE)}
+    assert not torn.exists() and not leftover.exists() and n_units(tmp_path) == 2
+    assert reader.tallies[0].next_number == 1 and not reader.is_published
 
 
 def test_a_flipped_bit_in_the_data_is_noticed(tmp_path: Path) -> None:
     fill(tmp_path, 0, range(1))
-    path = Unit(0, 0, SIZE).path(tmp_path)
-    data = bytearray(path.read_bytes())
-    data[60] ^= 1  # inside the first column's page
-    path.write_bytes(data)
-    assert read_unit(Unit(0, 0, SIZE), tmp_path, "plan") is None
+    flip(FIRST.path(tmp_path), 60)  # inside the first column's page
+    assert read_unit(FIRST, tmp_path, "plan") is None
 
 
-def test_units_count_in_index_order_whatever_order_they_finish_in(
+def test_what_an_earlier_command_left_is_counted_once(tmp_path: Path, config: RunConfig) -> None:
+    fill(tmp_path, 0, range(1))
+    for _ in range(3):  # the second and the third time from the journal
+        reader = PoolReader(tmp_path, config, "plan")
+        assert reader.recover() == {FIRST}
+        assert reader.tallies[0].ledger.accepted == SIZE
+    assert len(list((tmp_path / DIRECTORY).iterdir())) == 1
+
+
+def test_any_flipped_bit_of_a_unit_in_the_journal_is_noticed(
     tmp_path: Path, config: RunConfig
 ) -> None:
-    fill(tmp_path, 0, range(4))
+    fill(tmp_path, 0, range(3))
+    recovered(tmp_path, config)
+    flip_unnoticed(FIRST, tmp_path)
+    flip(Unit(0, 1, SIZE).path(tmp_path), 60)
+    assert PoolReader(tmp_path, config, "plan").recover() == {Unit(0, 2, SIZE)}
+    assert n_units(tmp_path) == 1
+
+
+def test_any_flipped_bit_of_a_unit_in_the_manifest_is_noticed(
+    finished: Path, config: RunConfig
+) -> None:
+    wanted = (finished / "manifest.json").read_bytes()
+    assert not (finished / DIRECTORY).exists()
+    flip_unnoticed(Unit(0, 1, SIZE), finished)
+    reader = PoolReader(finished, config, "plan")
+    assert Unit(0, 1, SIZE) not in reader.recover() and n_units(finished) == 3
+    assert not reader.all_full and reader.horizons() == [2, 2] and reader.exhausted() is None
+    reader.offer(fill(finished, 0, range(1, 2))[0])
+    assert reader.is_published
+    publish(finished, reader, config, "plan")
+    assert (finished / "manifest.json").read_bytes() == wanted
+
+
+def test_a_unit_that_was_made_anew_has_another_receipt_than_the_journal(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    """One is believed only where the file still has the sha256 that it names."""
+    fill(tmp_path, 0, range(1))
+    recovered(tmp_path, config)
+    table = rows(FIRST).set_column(2, schema.POOL.field("text"), pa.array(["one text"] * SIZE))
+    write_unit(table, FIRST, tmp_path, "plan")
+    assert PoolReader(tmp_path, config, "plan").recover() == set()
+
+
+@pytest.mark.parametrize("order", list(permutations(range(4)))[::5])
+def test_units_count_in_index_order_whatever_order_they_finish_in(
+    tmp_path: Path, config: RunConfig, order: tuple[int, ...]
+) -> None:
+    receipts = fill(tmp_path, 0, range(4))
     reader = PoolReader(tmp_path, config, "plan")
-    reader.offer(Unit(0, 1, SIZE))
-    reader.offer(Unit(0, 3, SIZE))
-    assert reader.tallies[0].ledger.accepted == 0
-    reader.offer(Unit(0, 0, SIZE))
-    assert reader.tallies[0].ledger.accepted == 40  # 0 and 1; the quota of 30 is there
+    done: set[int] = set()
+    for number in order:
+        reader.offer(receipts[number])
+        done.add(number)
+        prefix = next(i for i in range(5) if i not in done)
+        assert reader.tallies[0].next_number == min(prefix, 2)  # the quota of 30 is there
+    assert reader.tallies[0].ledger.accepted == 40
     assert reader.is_full(0) and not reader.all_full
-    assert reader.tallies[0].next_number == 2
+
+
+def test_the_order_of_finishing_leaves_no_trace_in_the_manifest(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    written = []
+    for seed in range(3):
+        pool = tmp_path / str(seed)
+        receipts = [receipt for label in (0, 1) for receipt in fill(pool, label, range(3))]
+        reader = PoolReader(pool, config, "plan")
+        for i in np.random.default_rng(seed).permutation(len(receipts)):
+            reader.offer(receipts[i])
+        publish(pool, reader, config, "plan")
+        written.append((pool / "manifest.json").read_bytes())
+    assert written[0] == written[1] == written[2]
+
+
+def test_receipts_that_wait_too_long_are_read_again_from_their_files(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_RECEIPTS_HELD", 1)
+    receipts = fill(tmp_path, 0, range(4))
+    reader = PoolReader(tmp_path, configured("synthesis.n_per_class=80"), "plan")
+    for receipt in reversed(receipts):
+        reader.offer(receipt)
+    assert reader.is_full(0) and set(reader.digests.values()) == {r.sha256 for r in receipts}
+    reader = PoolReader(tmp_path, config, "plan")
+    Unit(0, 1, SIZE).path(tmp_path).unlink()
+    reader.offer(receipts[2])
+    reader.offer(receipts[1])
+    with pytest.raises(RunDirectoryError, match="changed while the run went on"):
+        reader.offer(receipts[0])
 
 
 def test_what_lies_beyond_the_quota_does_not_stay(tmp_path: Path, config: RunConfig) -> None:
     for label, n in ((0, 4), (1, 2)):
         fill(tmp_path, label, range(n))
-    reader = PoolReader(tmp_path, config, "plan")
-    for unit in prepare_pool(tmp_path, config, "plan"):
-        reader.offer(unit)
-    publish(tmp_path, reader, config, "plan")
+    published(tmp_path, config)
     assert len(list(tmp_path.glob("label=0/*"))) == 2
     manifest = read_manifest(tmp_path)
     assert manifest is not None and manifest["rows"] == 80
     assert check_pool(tmp_path) == []
 
 
+def test_what_lies_beyond_the_quota_stays_where_more_was_once_asked_for(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    for label in (0, 1):
+        fill(tmp_path, label, range(4))
+    assert not recovered(tmp_path, configured("synthesis.n_per_class=100")).all_full
+    published(tmp_path, config)
+    assert n_units(tmp_path) == 8 and check_pool(tmp_path) == []
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None and len(manifest["files"]) == 4
+    flip(Unit(0, 3, SIZE).path(tmp_path), 60)
+    (problem,) = check_pool(tmp_path)
+    assert "label=0/unit-000003.parquet, which the manifest does not need, is dam" in problem
+
+
+def test_what_lies_beyond_the_quota_stays_where_a_higher_tau_was_asked_for(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    for label in (0, 1):
+        fill(tmp_path, label, range(3))
+    assert not recovered(tmp_path, configured("synthesis.tau=1")).all_full
+    published(tmp_path, config)
+    assert n_units(tmp_path) == 6 and check_pool(tmp_path) == []
+
+
+def test_a_damaged_note_of_what_was_asked_is_found_and_written_anew(
+    finished: Path, config: RunConfig
+) -> None:
+    asked = finished / "asked.json"
+    wanted = asked.read_bytes()
+    for damaged in (b"", wanted[:-3], wanted + b" ", b"\xff", b"[]\n", b"{}\n"):
+        asked.write_bytes(damaged)
+        assert check_pool(finished) == [
+            f"{asked} is damaged; run the same command again to write it anew"
+        ]
+        assert recovered(finished, config).is_published
+        assert asked.read_bytes() == wanted and check_pool(finished) == []
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"{}", b"[]\n", None, b'{\n  "plan": "plan"\n}\n'], ids=repr
+)
+def test_a_damaged_manifest_is_written_anew_as_it_was(
+    finished: Path, config: RunConfig, damage: bytes | None
+) -> None:
+    path = finished / "manifest.json"
+    wanted = path.read_bytes()
+    path.write_bytes(wanted.replace(b'"rows": 80', b'"rows": 81') if damage is None else damage)
+    assert not recovered(finished, config).is_published
+    assert published(finished, config) == wanted
+    assert recovered(finished, config).is_published and check_pool(finished) == []
+
+
+def test_a_larger_quota_extends_the_pool(finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.glob("label=*/*")}
+    more = configured("synthesis.n_per_class=70")
+    reader = recovered(finished, more)
+    assert not reader.is_published and not reader.all_full and reader.exhausted() is None
+    assert reader.horizons() == [4, 4]  # 30 are missing, nearly all are accepted
+    for label in (0, 1):
+        for receipt in fill(finished, label, range(2, 4)):
+            reader.offer(receipt)
+    assert reader.all_full and not reader.is_published
+    assert publish(finished, reader, more, "plan")["rows"] == 160
+    assert {path: path.read_bytes() for path in before} == before
+    assert check_pool(finished) == [] and recovered(finished, more).is_published
+
+
+def test_a_smaller_quota_keeps_what_the_manifest_holds(finished: Path, config: RunConfig) -> None:
+    wanted = (finished / "manifest.json").read_bytes()
+    for fewer in (configured("synthesis.n_per_class=5"), configured("synthesis.tau=0.1"), config):
+        reader = recovered(finished, fewer)
+        assert reader.is_published and reader.all_full and reader.horizons() == [2, 2]
+        assert n_units(finished) == 4 and check_pool(finished) == []
+        assert (finished / "manifest.json").read_bytes() == wanted
+
+
+def test_the_manifest_of_another_plan_holds_nothing(finished: Path, config: RunConfig) -> None:
+    reader = PoolReader(finished, config, "another")
+    assert reader.recover() == set() and not reader.is_published and n_units(finished) == 0
+
+
+def test_a_quota_out_of_reach_is_told_once_all_candidates_are_counted(tmp_path: Path) -> None:
+    few = ["synthesis.n_per_class=30", "synthesis.max_candidates_per_class=41"]
+    reader = PoolReader(tmp_path, configured("synthesis.tau=1", *few), "plan")
+    assert reader.horizons() == [3, 3] and reader.exhausted() is None
+    for receipt in fill(tmp_path, 1, range(3)):
+        assert reader.exhausted() is None
+        reader.offer(receipt)
+    assert reader.exhausted() == 1 and reader.horizons() == [3, 3]
+
+
+def test_horizons_follow_what_is_missing_and_what_is_accepted(tmp_path: Path) -> None:
+    reader = PoolReader(tmp_path, configured("synthesis.n_per_class=1000"), "plan")
+    first = reader.horizons()[0]
+    assert first * SIZE >= 2000  # half of them, as long as nothing is known
+    receipts = fill(tmp_path, 0, range(50))
+    for receipt in receipts[:49]:
+        reader.offer(receipt)
+    assert reader.horizons() == [51, first]
+    reader.offer(receipts[49])
+    assert reader.horizons()[0] == 50 and reader.is_full(0)
+
+
+def test_receipts_are_read_in_index_order_up_to_the_first_damage(finished: Path) -> None:
+    manifest = read_manifest(finished)
+    assert manifest is not None
+    found = [receipt.unit.number for _, receipt in read_receipts(finished, manifest, 1, 1.0)]
+    assert found == [0, 1]
+    flip_unnoticed(Unit(1, 1, SIZE), finished)
+    units = read_receipts(finished, manifest, 1, 1.0)
+    assert next(units)[1].unit == Unit(1, 0, SIZE)
+    with pytest.raises(RunDirectoryError, match=r"unit-000001.parquet is missing or damaged"):
+        next(units)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_check_finds_any_flipped_bit(finished: Path, seed: int) -> None:
     random = np.random.default_rng(seed)
-    files = sorted(finished.glob("label=*/*.parquet"))
-    path = files[random.integers(len(files))]
-    data = bytearray(path.read_bytes())
-    data[random.integers(len(data))] ^= 1 << random.integers(8)
-    path.write_bytes(data)
-    assert any(path.name in problem for problem in check_pool(finished))
+    files = [*sorted(finished.glob("label=*/*.parquet")), finished / "manifest.json"]
+    path = files[seed % len(files)]
+    flip(path, random.integers(path.stat().st_size), random.integers(8))
+    (problem,) = check_pool(finished)
+    told = "is damaged" if path.suffix == ".json" else "was altered: its sha256 is not the man"
+    assert problem.startswith(f"{path} {told}")
 
 
-def test_check_finds_missing_and_strange_files(finished: Path) -> None:
-    Unit(0, 1, SIZE).path(finished).unlink()
-    fill(finished, 1, range(2, 3))
+def swapped(pool: Path) -> set[str]:
+    one, two = FIRST.path(pool), Unit(0, 1, SIZE).path(pool)
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    return {f"{one} was altered", f"{two} was altered"}
+
+
+def deleted(pool: Path) -> set[str]:
+    FIRST.path(pool).unlink()
+    return {f"{FIRST.path(pool)} is missing"}
+
+
+def cut_short(pool: Path) -> set[str]:
+    path = Unit(1, 1, SIZE).path(pool)
+    path.write_bytes(path.read_bytes()[:-1])
+    return {f"{path} was altered"}
+
+
+def a_file_too_many(pool: Path) -> set[str]:
+    fill(pool, 1, range(2, 3))
+    return {f"{Unit(1, 2, SIZE).path(pool)} is not in the manifest"}
+
+
+def a_label_too_many(pool: Path) -> set[str]:
+    fill(pool, 2, range(1))
+    return {f"{Unit(2, 0, SIZE).path(pool)} is not in the manifest"}
+
+
+@pytest.mark.parametrize("damage", [swapped, deleted, cut_short, a_file_too_many, a_label_too_many])
+def test_check_finds_files_that_are_not_the_manifests(
+    finished: Path, damage: Callable[[Path], set[str]]
+) -> None:
+    told = damage(finished)
     problems = check_pool(finished)
-    assert any("unit-000001.parquet is missing" in p for p in problems)
-    assert any("unit-000002.parquet is not in the manifest" in p for p in problems)
+    assert len(problems) == len(told)
+    assert all(any(problem.startswith(start) for problem in problems) for start in told)
 
 
-def test_check_finds_a_changed_manifest(finished: Path) -> None:
+def test_check_finds_missing_and_strange_files_at_once(finished: Path) -> None:
+    (missing,), (strange,) = deleted(finished), a_file_too_many(finished)
+    assert check_pool(finished) == [missing, strange]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"accepted": 40', '"accepted": 41'),
+        ('"tau": 0.5', '"tau": 0.4'),
+        ('"n_per_class": 30', '"n_per_class": 31'),
+        ('"plan": "plan"', '"plan": "plam"'),
+        ("\n  ", "\n   "),
+        ("}\n", "}\n\n"),
+        ("}\n", "}"),
+        ('"rows": 80,', '"rows":  80,'),
+        ('"rows": 80,', '"rows": 80.0,'),
+        ('"rows": 80,', '"rows": 80,\n  "more": 0,'),
+        ('  "rows": 80,\n', ""),
+        ("label=0/unit-000000", "label=0/unit-000009"),
+    ],
+)
+def test_check_finds_a_changed_manifest(finished: Path, old: str, new: str) -> None:
     path = finished / "manifest.json"
-    path.write_text(path.read_text().replace('"accepted": 40', '"accepted": 41', 1))
-    assert any("does not add up" in p for p in check_pool(finished))
+    text = path.read_text()
+    assert old in text
+    before, after = text.rsplit(old, 1)
+    path.write_text(before + new + after)
+    assert check_pool(finished) == [
+        f"{path} is damaged; run the same command again to write it anew"
+    ]
     path.unlink()
     assert "not finished" in check_pool(finished)[0]
 
 
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"rows": 81}, "the ledger counts 80 candidates, the files 81"), ({}, "does not add up")],
+)
+def test_check_finds_a_ledger_that_does_not_add_up(
+    finished: Path, changed: dict[str, int], told: str
+) -> None:
+    """Whoever wrote the manifest, and with whatever checksum."""
+    path = finished / "manifest.json"
+    manifest = json.loads(path.read_text()) | changed
+    if not changed:
+        manifest["ledger"]["negative"]["accepted"] += 1
+    manifest["sha256"] = fingerprint({k: v for k, v in manifest.items() if k != "sha256"})
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    (problem,) = check_pool(finished)
+    assert told in problem
+
+
 def test_a_units_file_is_plain_parquet(finished: Path) -> None:
-    table = pq.read_table(Unit(0, 0, SIZE).path(finished), partitioning=None)
+    table = pq.read_table(FIRST.path(finished), partitioning=None)
     assert table["label"].to_pylist() == [0] * SIZE
+
+
+def unscored(number: int, n_non_finite: int, n_untokenizable: int) -> Receipt:
+    """Of a unit of class 0 in which the teacher failed on so many rows."""
+    table, bad = rows(Unit(0, number, SIZE)).to_pylist(), [schema.NON_FINITE] * n_non_finite
+    for row, reason in zip(table, bad + [schema.UNTOKENIZABLE] * n_untokenizable, strict=False):
+        row |= {schema.REJECT_REASON: reason, schema.TEACHER_LOGITS: None}
+    return Receipt.of(pa.Table.from_pylist(table, schema.POOL), Unit(0, number, SIZE), "", 1.0)
+
+
+def test_a_few_rows_that_could_not_be_scored_are_counted_one_more_ends_the_run(
+    tmp_path: Path,
+) -> None:
+    reader = PoolReader(tmp_path, configured("synthesis.n_per_class=500"), "plan")
+    reader.offer(unscored(0, 6, 0))
+    reader.offer(unscored(1, 0, 4))  # 1 % of the first thousand
+    assert reader.tallies[0].ledger.as_dict()["screened"] == {"non_finite": 6, "untokenizable": 4}
+    told = (
+        r"could not score 11 of 60 candidates of class negative \(untokenizable 5, non_finite 6\), "
+        r"more than synthesis.max_quarantined=0.01 allows"
+    )
+    with pytest.raises(ModelError, match=told):
+        reader.offer(unscored(2, 0, 1))
+
+
+def test_of_many_candidates_the_bound_is_a_share(tmp_path: Path) -> None:
+    many = configured("synthesis.n_per_class=5000", "synthesis.max_quarantined=0.05")
+    reader = PoolReader(tmp_path, many, "plan")
+    for number in range(100):
+        reader.offer(unscored(number, 1, 0))  # 5 %
+    assert reader.tallies[0].ledger.counts[schema.NON_FINITE] == 100
+    with pytest.raises(ModelError, match=r"could not score 102 of 2020 .* \(non_finite 102\)"):
+        reader.offer(unscored(100, 2, 0))
+
+
+def test_what_was_quarantined_ends_the_next_command_too_unless_more_is_allowed(
+    tmp_path: Path,
+) -> None:
+    table = pa.Table.from_pylist(
+        [
+            row | {schema.REJECT_REASON: schema.NON_FINITE, schema.TEACHER_LOGITS: None}
+            for row in rows(FIRST).to_pylist()
+        ],
+        schema.POOL,
+    )
+    write_unit(table, FIRST, tmp_path, "plan")
+    with pytest.raises(ModelError, match=r"could not score 20 of 20"):
+        recovered(tmp_path, configured())
+    assert n_units(tmp_path) == 1
+    reader = recovered(tmp_path, configured("synthesis.max_quarantined=0.02"))
+    assert reader.tallies[0].ledger.counts == {schema.NON_FINITE: 20}

@@ -13,6 +13,7 @@ from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import write_json
 from sentisynth.data.pool import PoolReader, publish
+from sentisynth.data.receipts import Receipt
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.units import Unit, write_unit
 from sentisynth.evaluation import report
@@ -78,8 +79,8 @@ def add_pool(run: Path, labels: tuple[str, ...], *, repeated: bool = False) -> d
     for label in range(len(labels)):
         for number in range(2):
             table = unit(label, number, len(labels), repeated=repeated)
-            write_unit(table, Unit(label, number, SIZE), pool, "plan")
-            reader.offer(Unit(label, number, SIZE))
+            sha256 = write_unit(table, Unit(label, number, SIZE), pool, "plan")
+            reader.offer(Receipt.of(table, Unit(label, number, SIZE), sha256, 1.0))
     ledger = publish(pool, reader, config, "plan")["ledger"]
     directory = RunDirectory(run)
     directory.stamp(pool, {"synthesis": config.synthesis.model_dump(mode="json")})
@@ -277,6 +278,14 @@ def test_samples_are_the_first_of_each_verdict_with_the_teachers_probability(htm
     order = ["empty", "too short", "leak", "wrong label", "below τ"]
     places = [rejected.index(f"{reason} 4 in all:") for reason in order]
     assert places == sorted(places)
+
+
+def test_every_reason_has_its_words() -> None:
+    assert set(report._REASONS) == {
+        *schema.SCREEN_REASONS,
+        schema.WRONG_LABEL,
+        schema.BELOW_TAU,
+    }
 
 
 def test_a_text_of_an_earlier_unit_is_no_accepted_sample(tmp_path: Path) -> None:

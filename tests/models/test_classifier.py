@@ -6,7 +6,14 @@ import pytest
 import torch
 
 from sentisynth.errors import ModelError
-from sentisynth.models.classifier import load_classifier, load_verifier, predict_logits
+from sentisynth.models.classifier import (
+    check_verifier,
+    load_classifier,
+    load_verifier,
+    predict_logits,
+    score,
+    tokenize,
+)
 from sentisynth.models.loading import model_digest, resolve_model
 from tests.conftest import RESOURCES, reviews
 
@@ -30,6 +37,31 @@ def test_logits_do_not_depend_on_the_company(kind: str, request: pytest.FixtureR
     together = predict_logits(model, tokenizer, texts, max_length=48, tokens_per_batch=256)
     alone = [predict_logits(model, tokenizer, [t], max_length=48)[0] for t in texts]
     assert np.allclose(together, np.array(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["tiny_bert", "tiny_gpt2"])
+def test_a_text_has_at_least_one_token_and_at_most_so_many(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    _, tokenizer = load_classifier(str(request.getfixturevalue(kind)), ["n", "p"])
+    ids = tokenize(tokenizer, ["", "one text", "many words " * 50], 12)
+    assert all(ids) and max(map(len, ids)) == len(ids[2]) == 12
+    assert tokenize(tokenizer, ["one text"], 12) == ids[1:2]
+
+
+def test_logits_are_those_of_the_tokens_in_their_order(tiny_bert: Path) -> None:
+    model, tokenizer = load_classifier(str(tiny_bert), ["n", "p"])
+    texts = reviews("validation", 8)["text"].to_pylist()
+    ids, pad_id = tokenize(tokenizer, texts, 32), tokenizer.pad_token_id
+    wanted = predict_logits(model, tokenizer, texts, max_length=32)
+    assert np.array_equal(score(model, ids, pad_id=pad_id), wanted)
+    backwards = score(model, ids[::-1], pad_id=pad_id)[::-1]
+    assert np.allclose(backwards, wanted, atol=1e-5)
+
+
+def test_no_rows_have_no_logits(tiny_bert: Path) -> None:
+    model, _ = load_classifier(str(tiny_bert), ["n", "p", "x"])
+    assert score(model, [], pad_id=0).shape == (0, 3)
 
 
 def test_a_fresh_student_takes_the_teachers_tokenizer(tiny_gpt2: Path) -> None:
@@ -70,8 +102,17 @@ def test_a_teacher_with_other_classes_is_refused(tmp_path: Path, tiny_bert: Path
     model, tokenizer = load_classifier(str(tiny_bert), ["a", "b", "c"])
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="has 3 classes, the data 2"):
-        load_verifier(tmp_path, 2)
+    for refuse in (load_verifier, check_verifier):
+        with pytest.raises(ModelError, match="has 3 classes, the data 2"):
+            refuse(tmp_path, 2)
+    found, _ = load_verifier(tmp_path, 3)
+    assert torch.equal(found.classifier.weight, model.classifier.weight)
+
+
+def test_classes_are_counted_without_the_weights(tmp_path: Path, tiny_bert: Path) -> None:
+    model, _ = load_classifier(str(tiny_bert), ["a", "b", "c"])
+    model.config.save_pretrained(tmp_path)
+    check_verifier(tmp_path, 3)
 
 
 def test_the_digest_follows_the_weights(tmp_path: Path, tiny_bert: Path) -> None:

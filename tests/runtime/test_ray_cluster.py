@@ -6,7 +6,8 @@ from sentisynth.runtime.ray_cluster import Resources, place_stream, place_traini
 
 
 def nodes(*cpus: float, gpus: float = 0) -> Resources:
-    return Resources(node_cpus=cpus, gpus=gpus)
+    """Nodes with these CPUs; the GPUs are the first node's."""
+    return Resources(node_cpus=cpus, node_gpus=(gpus, *(0.0 for _ in cpus[1:])))
 
 
 @pytest.mark.parametrize("cpus", [1, 2, 8, 64])
@@ -34,6 +35,8 @@ def test_what_can_never_be_placed_is_said_before_the_start() -> None:
         place_stream(greedy, nodes(8, gpus=2))
     with pytest.raises(PlacementError, match="cpus"):
         place_stream(SynthesisConfig(verify_pool=PoolConfig(cpus=4)), nodes(2))
+    with pytest.raises(PlacementError, match="no node of the cluster has them"):
+        place_stream(SynthesisConfig(verify_pool=PoolConfig(cpus=4)), nodes(2, 2, 2, 2))
 
 
 @pytest.mark.parametrize(

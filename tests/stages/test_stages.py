@@ -1,5 +1,7 @@
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from sentisynth import schema
 from sentisynth.config.load import load_config
 from sentisynth.config.types import ScreensConfig
+from sentisynth.data.units import Unit
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.generator import load_generator
 from sentisynth.stages.generate import Generate
@@ -55,6 +58,16 @@ def test_each_screen_gives_its_reason(text: str, n_tokens: int, reason: str | No
     assert screen(candidates([text], n_tokens))[schema.REJECT_REASON].to_pylist() == [reason]
 
 
+def test_reasons_are_given_row_by_row() -> None:
+    """A leak hides no duplicate and makes none; of two reasons the first is told."""
+    texts = [GOOD, "held out , word for word .", GOOD, "learned , word for word .", "", GOOD, "x"]
+    held_out, learned = [texts[1]], [texts[3], texts[1]]
+    table = Screen(ScreensConfig(), held_out, learned)(candidates([*texts, texts[1]]))
+    assert table.schema.equals(schema.POOL)
+    reasons = [None, "leak", "duplicate", "seed_copy", "empty", "duplicate", None, "leak"]
+    assert table[schema.REJECT_REASON].to_pylist() == reasons
+
+
 def test_a_near_copy_of_a_test_text_is_a_leak() -> None:
     long = "one of the most moving and honest films of the year with a cast that never misses"
     screen = Screen(ScreensConfig(near_duplicates=0.7), [long], [])
@@ -84,17 +97,29 @@ def test_repetition_counts_repeated_pairs() -> None:
     assert repetition("no no") == 0.5
 
 
-def test_generate_fills_a_unit_or_nothing(tmp_path: Path, tiny_gpt2: Path) -> None:
+@pytest.fixture
+def generate(tmp_path: Path, tiny_gpt2: Path) -> Generate:
     model, tokenizer = load_generator(str(tiny_gpt2), ["<NEG>", "<POS>"])
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     sizes = ["synthesis.unit_size=5", "synthesis.sampling.max_new_tokens=6"]
-    generate = Generate(tmp_path, load_config("quickstart", sizes), lambda unit: unit.label == 1)
-    assert generate(pa.table({"id": [2]})).num_rows == 0
-    table = generate(pa.table({"id": [3]}))
+    return Generate(tmp_path, load_config("quickstart", sizes))
+
+
+def test_generate_fills_a_unit(generate: Generate) -> None:
+    table = generate(Unit(1, 1, 5))
     assert table.schema.equals(schema.POOL)
     assert table[schema.CANDIDATE_ID].to_pylist() == [f"1-{i}" for i in range(5, 10)]
+    assert table[schema.LABEL].to_pylist() == [1] * 5
     assert all(0 < n <= 6 for n in table[schema.N_TOKENS].to_pylist())
+    for name in (schema.REJECT_REASON, schema.TEACHER_LOGITS):
+        assert table[name].null_count == 5
+
+
+def test_a_unit_is_the_same_whatever_was_made_before_it(generate: Generate) -> None:
+    first = generate(Unit(0, 0, 5))
+    assert not generate(Unit(0, 1, 5))[schema.TEXT].equals(first[schema.TEXT])
+    assert generate(Unit(0, 0, 5)).equals(first)
 
 
 @pytest.fixture
@@ -121,6 +146,56 @@ def test_logits_that_are_no_numbers_are_a_reason_not_a_crash(teacher: Path) -> N
     scored = verify(candidates([GOOD]))
     assert scored[schema.REJECT_REASON].to_pylist() == [schema.NON_FINITE]
     assert scored[schema.TEACHER_LOGITS].to_pylist() == [None]
+
+
+class Refusing:
+    """A tokenizer that cannot read texts with a word in them; their company is read as before."""
+
+    def __init__(self, tokenizer: Any, word: str) -> None:
+        self._tokenizer, self._word = tokenizer, word
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        if any(self._word in text for text in texts):
+            raise ValueError(f"{self._word} is beyond me")
+        return self._tokenizer(texts, **options)
+
+
+def test_a_text_that_the_tokenizer_refuses_is_a_reason_and_the_others_are_scored(
+    teacher: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    verify = Verify(teacher, load_config("quickstart"))
+    table = candidates([GOOD, "an unspeakable film about two sisters .", "", "a dull film ."])
+    table = Screen(ScreensConfig(), [], [])(table)
+    wanted = verify(table)[schema.TEACHER_LOGITS].to_pylist()
+    verify._tokenizer = Refusing(verify._tokenizer, "unspeakable")
+    scored = verify(table)
+    assert scored.schema.equals(schema.POOL)
+    reasons = [None, schema.UNTOKENIZABLE, schema.EMPTY, None]
+    assert scored[schema.REJECT_REASON].to_pylist() == reasons
+    found = scored[schema.TEACHER_LOGITS].to_pylist()
+    assert found[1] is None and found[2] is None
+    assert np.allclose([found[0], found[3]], [wanted[0], wanted[3]], atol=1e-5)
+    (record,) = caplog.records
+    assert "refuses 'an unspeakable film about two sisters .': unspeakable is" in record.message
+
+
+def test_the_real_tokenizer_refuses_half_a_character_alone(teacher: Path) -> None:
+    """No Arrow table can hold one, so the stage is asked below its tables."""
+    verify = Verify(teacher, load_config("quickstart"))
+    found = verify._tokenize([GOOD, "half a smile \ud83d", "a dull film ."])
+    assert [ids is not None for ids in found] == [True, False, True]
+    assert found[::2] == verify._tokenize([GOOD, "a dull film ."])
+
+
+def test_a_unit_of_which_every_text_is_refused_has_no_logits(teacher: Path) -> None:
+    verify = Verify(teacher, load_config("quickstart"))
+    verify._tokenizer = Refusing(verify._tokenizer, "film")
+    scored = verify(candidates([GOOD, "a dull film ."]))
+    assert scored[schema.REJECT_REASON].to_pylist() == [schema.UNTOKENIZABLE] * 2
+    assert scored[schema.TEACHER_LOGITS].to_pylist() == [None, None]
 
 
 def test_verify_passes_on_a_unit_without_survivors(teacher: Path) -> None:

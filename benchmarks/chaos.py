@@ -1,0 +1,352 @@
+"""Kill the stream at random and compare what it made with an undisturbed run.
+
+    python benchmarks/chaos.py --kills 200 [--seed N] [--json FILE] [--run DIR]
+
+A several-node Ray cluster on this machine runs `sentisynth synthesize` with tiny models that it
+trains first. Workers of every stage, the plan's mailbox, raylets (whole nodes) and the driver get
+SIGKILL at random moments, some of them between the write and the rename of a unit; a driver that
+was hit is started again with the same command. When a run ends it is compared, file by file, with
+the undisturbed one, and the next begins, until there were enough kills.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from environment import environment
+
+HERE = Path(__file__).resolve().parent
+TINY = [
+    "data.n_seed=96",
+    "teacher.train.epochs=2",
+    "generator.train.epochs=1",
+    "synthesis.tau=0.5",
+    "synthesis.unit_size=32",
+    "synthesis.sampling.max_new_tokens=24",
+]
+POOLS = [
+    f"synthesis.{pool}.{key}={value}"
+    for pool in ("generate_pool", "verify_pool")
+    for key, value in {"min_actors": 2, "max_actors": 2, "cpus": 0.5}.items()
+]
+SHARES = {"worker": 0.70, "raylet": 0.12, "driver": 0.10, "before rename": 0.08}
+NODES = 3
+_NOT_WORKERS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")  # without its agents a raylet ends
+_STUCK_S = 180
+
+
+@dataclass
+class Found:
+    """What the kills did, over all runs."""
+
+    kills: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    rows_lost: int = 0
+    rows_twice: int = 0
+    files_different: int = 0
+    units_again: Counter[str] = field(default_factory=Counter)
+    units: int = 0
+    torn_writes: int = 0
+    resumes: list[float] = field(default_factory=list)
+    resumed_after: list[float] = field(default_factory=list)
+
+
+class Nodes:
+    """A head without CPUs for the driver, and nodes for the work, all on this machine."""
+
+    def __init__(self, n: int) -> None:
+        from ray.cluster_utils import Cluster
+
+        self._cluster = Cluster(
+            initialize_head=True,
+            connect=False,
+            head_node_args={"num_cpus": 0, "object_store_memory": 150 * 2**20},
+        )
+        self.address = self._cluster.address
+        self._nodes = [self._add() for _ in range(n)]
+
+    def kill_one(self, choose: random.Random) -> None:
+        """SIGKILL a raylet; its workers follow it. A new node takes its place."""
+        node = self._nodes.pop(choose.randrange(len(self._nodes)))
+        os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+        with suppress(Exception):  # the rest of the node, whatever is left of it
+            self._cluster.remove_node(node, allow_graceful=False)
+        self._nodes.append(self._add())
+
+    def workers(self) -> list[int]:
+        """Process ids of the workers of all nodes."""
+        nodes = [self._cluster.head_node, *self._nodes]
+        return children({node.all_processes["raylet"][0].process.pid for node in nodes})
+
+    def stop(self) -> None:
+        self._cluster.shutdown()
+
+    def _add(self) -> Any:
+        return self._cluster.add_node(num_cpus=2, object_store_memory=150 * 2**20)
+
+
+class Driver:
+    """`sentisynth synthesize` in a process of its own, as a user starts it."""
+
+    def __init__(self, recipe: list[str], out: Path, trace: Path, address: str) -> None:
+        self.started = time.monotonic()
+        trace.mkdir(parents=True, exist_ok=True)
+        self._log = (trace / f"driver-{time.time_ns()}.log").open("w+")
+        self._process = subprocess.Popen(
+            [sys.executable, str(HERE / "chaos_driver.py"), str(trace), *recipe, "--out", str(out)],
+            env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": _pythonpath()},
+            stdout=subprocess.DEVNULL,
+            stderr=self._log,
+        )
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+    def events(self) -> list[dict[str, Any]]:
+        """The JSON lines of its progress."""
+        lines = Path(self._log.name).read_text().splitlines()
+        return [json.loads(line) for line in lines if line.startswith('{"event"')]
+
+    def told(self) -> str:
+        return Path(self._log.name).read_text()[-3000:]
+
+
+def torment(recipe: list[str], work: Path, run: Path, kills: int, seed: int) -> Found:
+    """Run, kill, restart and compare until there were `kills` kills. `run` has trained models."""
+    choose, found = random.Random(seed), Found()
+    nodes = Nodes(NODES)
+    try:
+        calm = _copy(run, work / "calm")
+        driver = Driver(recipe, calm, work / "trace-calm", nodes.address)
+        if driver.wait() != 0:
+            raise SystemExit(f"the undisturbed run failed:\n{driver.told()}")
+        wanted = digests(calm)
+        while found.kills.total() < kills:
+            out, trace = work / f"run-{found.rounds}", work / f"trace-{found.rounds}"
+            _copy(run, out)
+            _one_run(recipe, out, trace, nodes, choose, found, kills)
+            found.rounds += 1
+            _compare(out, calm, trace, wanted, found)
+            shutil.rmtree(out)
+            say(f"run {found.rounds}: {found.kills.total()} kills so far, {dict(found.kills)}")
+    finally:
+        nodes.stop()
+    return found
+
+
+def _one_run(
+    recipe: list[str],
+    out: Path,
+    trace: Path,
+    nodes: Nodes,
+    choose: random.Random,
+    found: Found,
+    kills: int,
+) -> None:
+    driver = Driver(recipe, out, trace, nodes.address)
+    seen, restarted, moved = 0, False, time.monotonic()
+    while driver.poll() is None:
+        if time.monotonic() - moved > _STUCK_S:
+            raise SystemExit(f"nothing happened for {_STUCK_S} s:\n{driver.told()}")
+        n_units = sum(1 for _ in (out / "pool").glob("label=*/unit-*.parquet"))
+        if n_units <= seen or found.kills.total() >= kills:
+            time.sleep(0.1)
+            continue
+        moved = time.monotonic()
+        if restarted:
+            found.resumed_after.append(time.monotonic() - driver.started)
+            restarted = False
+        time.sleep(choose.uniform(0, 4))
+        seen = n_units
+        for _ in range(choose.choice([1, 1, 2, 3, 4, 5])):
+            kind = choose.choices([*SHARES], [*SHARES.values()])[0]
+            if driver.poll() is not None or found.kills.total() >= kills:
+                break
+            if kind == "raylet":
+                nodes.kill_one(choose)
+            elif kind == "driver":
+                driver.kill()
+                _note_resume(driver, found)
+                driver, restarted = Driver(recipe, out, trace, nodes.address), True
+            elif kind == "worker":
+                workers = nodes.workers()
+                if not workers:
+                    continue
+                with suppress(ProcessLookupError):
+                    os.kill(choose.choice(workers), signal.SIGKILL)
+            elif not _kill_before_rename(out / "pool", trace, nodes, found):
+                continue
+            found.kills[kind] += 1
+            say(f"  kill {found.kills.total()}: {kind}")
+    _note_resume(driver, found)
+    if driver.wait() != 0:
+        raise SystemExit(f"a run failed after {found.kills.total()} kills:\n{driver.told()}")
+
+
+def _note_resume(driver: Driver, found: Found) -> None:
+    found.resumes += [e["seconds"] for e in driver.events() if e["event"] == "recovered"]
+
+
+def _kill_before_rename(pool: Path, trace: Path, nodes: Nodes, found: Found) -> bool:
+    """SIGKILL the writer while a unit lies beside its name; whether that could be done."""
+    deadline = time.monotonic() + 15
+    while time.monotonic() < deadline:
+        for beside in pool.glob("label=*/.unit-*.tmp"):
+            writers = [pid for pid in nodes.workers() if f"{pid}" in _writers(trace)]
+            for pid in writers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.05)
+            found.torn_writes += beside.exists()
+            return bool(writers)
+        time.sleep(0.0005)
+    return False
+
+
+def _writers(trace: Path) -> set[str]:
+    return {path.name.split("-")[1] for path in trace.glob("write-*")}
+
+
+def children(parents: set[int]) -> list[int]:
+    """Ray's workers that have something to do, of these raylets."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                name = (entry / "cmdline").read_bytes().split(b"\0")[0].decode()
+                parent = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+                busy = name.startswith("ray::") and not any(x in name for x in _NOT_WORKERS)
+                if busy and parent in parents:
+                    found.append(int(entry.name))
+    return sorted(found)
+
+
+def digests(run: Path) -> dict[str, str]:
+    """sha256 of every file of pool and dataset; the stamps name no file of their own."""
+    files = [p for part in ("pool", "dataset") for p in sorted((run / part).rglob("*"))]
+    return {
+        p.relative_to(run).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in files
+        if p.is_file()
+    }
+
+
+def _compare(out: Path, calm: Path, trace: Path, wanted: dict[str, str], found: Found) -> None:
+    made = digests(out)
+    found.files_different += sum(made.get(f) != wanted.get(f) for f in {*made, *wanted})
+    for part in ("pool", "dataset"):
+        ids, expected = candidates(out / part), candidates(calm / part)
+        found.rows_lost += len(set(expected) - set(ids))
+        found.rows_twice += len(ids) - len(set(ids))
+    ends: Counter[tuple[str, str]] = Counter()
+    for path in trace.glob("*-*.trace"):
+        stage = path.name.split("-")[0]
+        ends.update((stage, unit) for unit in path.read_text().split())
+    for (stage, _), n in ends.items():
+        found.units_again[stage] += n - 1
+    found.units += len({unit for _, unit in ends})
+
+
+def candidates(part: Path) -> list[str]:
+    """Names of all synthetic rows in the Parquet files of a pool or a dataset."""
+    files = part.rglob("*.parquet")
+    ids = [pq.read_table(f, partitioning=None)["candidate_id"].to_pylist() for f in files]
+    return [i for column in ids for i in column if i is not None]
+
+
+def _copy(run: Path, out: Path) -> Path:
+    out.mkdir(parents=True)
+    for part in ("corpus", "teacher", "generator"):
+        shutil.copytree(run / part, out / part)
+    return out
+
+
+def _pythonpath() -> str:
+    return os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+
+
+def train(recipe: list[str], run: Path) -> None:
+    """The tiny models, made as a user makes them."""
+    for command in ("teacher", "generator"):
+        args = [sys.executable, "-m", "sentisynth.cli", command, *recipe]
+        subprocess.run([*args, "--out", str(run)], check=True, stderr=subprocess.DEVNULL)
+
+
+def report(found: Found, seconds: float) -> dict[str, Any]:
+    """The figures that are printed, in order."""
+    again = {stage: n for stage, n in sorted(found.units_again.items()) if n}
+    figures: dict[str, Any] = {
+        **{f"kills: {kind}": found.kills[kind] for kind in SHARES},
+        "kills": found.kills.total(),
+        "of them between write and rename": found.torn_writes,
+        "runs": found.rounds,
+        "units": found.units,
+        "rows lost": found.rows_lost,
+        "rows twice": found.rows_twice,
+        "files that differ from the undisturbed run": found.files_different,
+        "units done more than once, by stage": again,
+        "seconds to read the pool at a resume, largest": _largest(found.resumes),
+        "seconds from the restart to the next unit, largest": _largest(found.resumed_after),
+        "seconds in all": round(seconds),
+    }
+    return figures
+
+
+def _largest(values: list[float]) -> float | None:
+    return round(max(values), 2) if values else None
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--n-per-class", type=int, default=400)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--run", type=Path, help="a run with models trained on these settings")
+    parser.add_argument("overrides", nargs="*", default=TINY, metavar="key=value")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
+        work = Path(directory)
+        run = arguments.run or work / "models"
+        recipe = ["quickstart", *arguments.overrides]
+        if arguments.run is None:
+            say("training the tiny models")
+            train(recipe, run)
+        recipe += [*POOLS, f"synthesis.n_per_class={arguments.n_per_class}"]
+        found = torment(recipe, work, run, arguments.kills, arguments.seed)
+    figures = report(found, time.monotonic() - started)
+    for name, value in figures.items():
+        print(f"{name:54} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({**environment(), **figures}, indent=2) + "\n")
+    sys.exit(any([found.rows_lost, found.rows_twice, found.files_different]))
+
+
+if __name__ == "__main__":
+    main()

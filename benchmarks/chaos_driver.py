@@ -1,0 +1,45 @@
+"""The driver of `chaos.py`: `sentisynth synthesize`, with each finished unit of each stage noted.
+
+python benchmarks/chaos_driver.py TRACE_DIR RECIPE [key=value ...] --out DIR
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sentisynth.data.units import Unit
+from sentisynth.flows import synthesize
+from sentisynth.runtime import stream
+
+
+def traced(name: str, build: Callable[[], Any], trace: Path) -> Callable[..., Any]:
+    """A stage that adds the name of each unit it finished to a file of its process."""
+    stage = build()
+    path = trace / f"{name}-{os.getpid()}-{os.urandom(4).hex()}.trace"
+
+    def call(unit: Unit, table: Any) -> Any:
+        made = stage(unit, table)
+        with path.open("a") as file:
+            file.write(f"{unit.label}/{unit.number}\n")
+        return made
+
+    path.touch()
+    return call
+
+
+def pools(trace: Path, *args: Any, **kwargs: Any) -> list[stream.StreamPool]:
+    return [
+        replace(pool, build=partial(traced, pool.name, pool.build, trace))
+        for pool in stream.stream_pools(*args, **kwargs)
+    ]
+
+
+if __name__ == "__main__":
+    from sentisynth.cli import main
+
+    synthesize.stream_pools = partial(pools, Path(sys.argv[1]))
+    sys.exit(main(["synthesize", *sys.argv[2:], "--progress", "json"]))

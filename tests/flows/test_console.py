@@ -1,0 +1,193 @@
+"""What is seen while a run goes on, on a terminal that is one (a pseudo-terminal) and elsewhere."""
+
+import errno
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+from sentisynth.flows.console import Console, Style, duration, training_line
+
+STYLES: list[Style] = ["line", "json", "ray"]
+
+
+def at_work(console: Console) -> None:
+    """A stage with everything that one shows."""
+    console.skipped("A  before")
+    with console.stage("C  synthesis"):
+        console.note("a note")
+        console.progress("3 of 4", {"accepted": {"negative": 3}, "rows_per_s": 1.5})
+    console.table("title", ["arm", "F1"], [["student", "0.750"]])
+    console.result("  done [not markup]")
+
+
+def entries(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_for_machines_each_line_is_an_object(capsys: pytest.CaptureFixture[str]) -> None:
+    at_work(Console("json"))
+    out, err = capsys.readouterr()
+    told = entries(err)
+    assert [e["event"] for e in told] == ["skipped", "started", "note", "progress", "finished"]
+    c = "C  synthesis"
+    assert [entry.get("stage") for entry in told] == ["A  before", c, None, c, c]
+    assert all(abs(entry["time"] - time.time()) < 60 for entry in told)
+    assert told[3] | {"time": 0, "seconds": 0} == {
+        "event": "progress",
+        "time": 0,
+        "stage": "C  synthesis",
+        "seconds": 0,
+        "accepted": {"negative": 3},
+        "rows_per_s": 1.5,
+    }
+    assert told[4]["seconds"] >= told[3]["seconds"] >= 0
+    assert entries(out) == [
+        {
+            "event": "table",
+            "title": "title",
+            "columns": ["arm", "F1"],
+            "rows": [["student", "0.750"]],
+        },
+        {"event": "result", "text": "done [not markup]"},
+    ]
+
+
+def test_for_machines_progress_comes_at_most_once_a_second(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console = Console("json")
+    with console.stage("C"):
+        for i in range(100):
+            console.progress("", {"i": i})
+        console.progress("words alone")
+    told = entries(capsys.readouterr().err)
+    assert [e["i"] for e in told if e["event"] == "progress"] == [0]
+
+
+def test_for_people_a_stage_is_a_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:
+    at_work(Console("line"))
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert lines[0] == "= A  before  done before" and "a note" in lines
+    assert lines[-1] == "✓ C  synthesis  0:00  3 of 4"
+    assert "student  0.750" in out and "done [not markup]" in out
+    assert "\x1b" not in out + err
+
+
+def test_with_rays_progress_ours_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console("ray")
+    with console.stage("C"):
+        for _ in range(3):
+            console.progress("3 of 4", {"accepted": 3})
+    assert console.shows_ray and capsys.readouterr().err == "✓ C  0:00  3 of 4\n"
+
+
+class Terminal:
+    """A pseudo-terminal as standard error, that can be closed while it is written to."""
+
+    def __init__(self) -> None:
+        self._master, slave = os.openpty()
+        self.stream = os.fdopen(slave, "w")
+
+    def read(self) -> str:
+        return os.read(self._master, 1 << 16).decode()
+
+    def close(self) -> None:
+        os.close(self._master)
+
+
+@contextmanager
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
+    made = Terminal()
+    monkeypatch.setenv("TERM", "xterm")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", made.stream)
+        yield made
+    with suppress(OSError):
+        made.stream.close()
+
+
+def test_on_a_terminal_the_line_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as screen:
+        console = Console("line")
+        with console.stage("C  synthesis"):
+            console.progress("3 of 4")
+            time.sleep(0.4)
+        shown = screen.read()
+        screen.close()
+    assert "\x1b[2K" in shown and shown.count("3 of 4") >= 2
+    assert shown.splitlines()[-1].endswith("C  synthesis\x1b[0m  0:00  3 of 4")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_a_terminal_that_is_closed_stops_nothing(
+    style: Style, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with terminal(monkeypatch) as screen:
+        console = Console(style)
+        with console.stage("C"):
+            console.progress("2 of 4", {"accepted": 2})
+            screen.close()
+            with pytest.raises(OSError, match="Input/output error"):
+                print("gone", file=screen.stream, flush=True)
+            for _ in range(3):
+                console.progress("3 of 4", {"accepted": 3})
+                console.note("a note" * 1000)
+                time.sleep(0.3)
+        at_work(console)
+
+
+def test_a_terminal_that_was_closed_does_not_change_the_exit_status() -> None:
+    script = """
+import sys
+from sentisynth.flows.console import Console
+sys.stdin.readline()
+with Console().stage("C"):
+    pass
+sys.exit(7)
+"""
+    screen = Terminal()
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=screen.stream,
+        stderr=screen.stream,
+        start_new_session=True,
+    ) as process:
+        screen.stream.close()
+        screen.close()
+        process.communicate(b"go on\n")
+    assert process.returncode == 7
+
+
+class Full(io.StringIO):
+    """A file on a disk that is full."""
+
+    def write(self, text: str) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_no_closed_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", Full())
+    with pytest.raises(OSError, match="No space left"):
+        Console("json").note("a note")
+
+
+def test_a_line_of_training_has_what_the_entry_has() -> None:
+    entry = {"step": 20, "total_steps": 100, "macro_f1": 0.75, "train_loss": 0.5}
+    assert training_line(entry) == "step 20/100  macro-F1 0.750  loss 0.500"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0.9, "0:00"), (61, "1:01"), (3599, "59:59"), (7384, "2:03:04")]
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert duration(seconds) == told

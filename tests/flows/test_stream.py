@@ -1,0 +1,120 @@
+"""The stream's promises, on real actors: same bytes, whatever the actors, the order and the kills."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from chaos import digests
+
+from sentisynth.cli import main
+from sentisynth.flows import synthesize as flow
+from sentisynth.runtime.stream import UnitStream
+
+MORE = ["synthesis.n_per_class=60", "synthesis.max_candidates_per_class=6400"]
+
+
+@pytest.fixture
+def models(finished_run: Path, tmp_path: Path) -> Path:
+    """A run that has its models and no pool yet."""
+    return copied(finished_run, tmp_path / "models")
+
+
+def copied(run: Path, out: Path) -> Path:
+    for part in ("corpus", "teacher", "generator"):
+        shutil.copytree(run / part, out / part)
+    return out
+
+
+def command(overrides: list[str], out: Path) -> list[str]:
+    return ["synthesize", "quickstart", *overrides, *MORE, "--out", str(out)]
+
+
+def actors(n: int) -> list[str]:
+    pools = ("generate", "verify")
+    return [f"synthesis.{p}_pool.{k}_actors={n}" for p in pools for k in ("min", "max")] + [
+        f"synthesis.{p}_pool.cpus=0.2" for p in pools
+    ]
+
+
+def start(arguments: list[str], **options: object) -> subprocess.Popen:
+    """The command line in a process of its own, as a shell starts it."""
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sentisynth.cli", *arguments],
+        env=environment,
+        text=True,
+        **{"stderr": subprocess.PIPE, "preexec_fn": interruptible, **options},  # type: ignore[call-overload]
+    )
+
+
+def interruptible() -> None:
+    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, signal.SIG_DFL)
+
+
+def wait_for_units(run: Path, process: subprocess.Popen, n: int) -> None:
+    deadline = time.monotonic() + 120
+    while len(list((run / "pool").glob("label=*/unit-*.parquet"))) < n:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(600)
+def test_actors_order_and_a_signal_change_no_byte(
+    models: Path,
+    finished_run: Path,
+    tmp_path: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert main(command([*quick_overrides, *actors(1)], models)) == 0
+    wanted = digests(models)
+    assert main(["check", str(models)]) == 0
+    assert sum(name.startswith("dataset/") for name in wanted) >= 5
+
+    many = copied(finished_run, tmp_path / "many")
+    monkeypatch.setattr(flow, "UnitStream", partial(UnitStream, shuffle=7))
+    assert main(command([*quick_overrides, *actors(4)], many)) == 0
+    assert digests(many) == wanted
+    monkeypatch.undo()
+
+    stopped = copied(finished_run, tmp_path / "stopped")
+    two = command([*quick_overrides, *actors(2)], stopped)
+    with start(two) as process:
+        wait_for_units(stopped, process, 2)
+        process.send_signal(signal.SIGTERM)
+        told = process.stderr.read().splitlines()[-1]
+    assert process.returncode == 143
+    assert told == "sentisynth: stopped by SIGTERM; the same command goes on from here"
+    before = {p: p.stat().st_mtime_ns for p in (stopped / "pool").glob("label=*/*.parquet")}
+    assert main([*two, "--progress", "json"]) == 0
+    assert digests(stopped) == wanted
+    kept = {p: p.stat().st_mtime_ns for p in before if p.exists()}
+    assert kept and all(before[p] == t for p, t in kept.items())
+
+
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_or_made_twice_when_ten_things_are_killed(
+    models: Path, tmp_path: Path, quick_overrides: list[str]
+) -> None:
+    """A small `benchmarks/chaos.py`; in a process of its own, since it has a cluster of its own."""
+    json_file = tmp_path / "chaos.json"
+    done = subprocess.run(
+        [sys.executable, "benchmarks/chaos.py", "--kills", "10", "--n-per-class", "100"]
+        + ["--run", str(models), "--json", str(json_file), "--seed", "3", *quick_overrides],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(json_file.read_text())
+    assert figures["kills"] >= 10
+    assert figures["rows lost"] == figures["rows twice"] == 0
+    assert figures["files that differ from the undisturbed run"] == 0
