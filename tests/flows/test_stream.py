@@ -1,4 +1,4 @@
-"""The stream's promises, on real actors: same bytes, whatever the actors, the order and the kills."""
+"""The stream's promises on real actors: the same bytes whatever the actors, the order, the kills."""
 
 import json
 import os
@@ -107,9 +107,10 @@ def test_nothing_is_lost_or_made_twice_when_ten_things_are_killed(
 ) -> None:
     """A small `benchmarks/chaos.py`; in a process of its own, since it has a cluster of its own."""
     json_file = tmp_path / "chaos.json"
+    options = ["--kills", "10", "--n-per-class", "100", "--seed", "3"]
+    options += ["--run", str(models), "--json", str(json_file), *quick_overrides]
     done = subprocess.run(
-        [sys.executable, "benchmarks/chaos.py", "--kills", "10", "--n-per-class", "100"]
-        + ["--run", str(models), "--json", str(json_file), "--seed", "3", *quick_overrides],
+        [sys.executable, "benchmarks/chaos.py", *options],
         capture_output=True,
         text=True,
     )
