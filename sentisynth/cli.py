@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     try:
         with stoppable():
-            return int(arguments.command(arguments))
+            status = int(arguments.command(arguments))
+            sys.stdout.flush()
+            return status
     except SentisynthError as error:
         return _told(str(error), 2)
     except KeyboardInterrupt as stop:
@@ -57,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
+        if error.errno == errno.EIO and error.filename is None:  # the terminal was closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGHUP
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         place = f" ({error.filename})" if error.filename else ""

@@ -171,11 +171,29 @@ class DuplicateIndex:
         places, items = self._table.find(bands.ravel())
         pairs = np.unique((places // bands.shape[1]).astype(np.uint64) << np.uint64(32) | items)
         texts, items = (pairs >> np.uint64(32)).astype(np.int64), pairs & np.uint64(0xFFFFFFFF)
+        items = items.astype(np.int64)
         found[texts[self._keys.values[items] == sketches.keys[texts]]] = True
-        for i, item in zip(texts, items, strict=True):
-            if not found[i] and self.threshold < 1:
-                found[i] = jaccard(sketches.of(i), self._of(int(item))) >= self.threshold
+        if self.threshold < 1:
+            rows, first = np.unique(texts, return_index=True)
+            for i, near in zip(rows, np.split(items, first[1:]), strict=False):
+                if not found[i]:
+                    found[i] = self._is_near(
+                        sketches.of(i), self._shingles.values, self._ends.values, near
+                    )
         return found
+
+    def _is_near(
+        self, shingles: np.ndarray, others: np.ndarray, ends: np.ndarray, items: np.ndarray
+    ) -> bool:
+        """Whether a text's shingles are near to those of any of these items, all at once."""
+        stops = ends[items]
+        starts = np.where(items > 0, ends[items - 1], 0)
+        lengths = stops - starts
+        where = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+        values = others[where + np.arange(len(where))]
+        place = np.minimum(np.searchsorted(shingles, values), len(shingles) - 1)
+        shared = np.add.reduceat(shingles[place] == values, np.cumsum(lengths) - lengths)
+        return bool((shared / (len(shingles) + lengths - shared) >= self.threshold).any())
 
     def add_new(self, sketches: Sketches) -> np.ndarray:
         """Remember, in order, the texts that match none before them; bool (N,): which match."""
@@ -185,23 +203,20 @@ class DuplicateIndex:
         for i, shared in _with_shared_bands(bands):
             if found[i]:
                 continue
-            near = {j for band in shared for j in buckets.get(band, ())}
-            if any(self._same(sketches, i, j) for j in near):
-                found[i] = True
-                continue
-            for band in shared:
-                buckets.setdefault(band, []).append(i)
+            near = sorted({j for band in shared for j in buckets.get(band, ())})
+            found[i] = bool(near) and self._same(sketches, i, np.array(near))
+            if not found[i]:
+                for band in shared:
+                    buckets.setdefault(band, []).append(i)
         self._remember(sketches, bands, np.flatnonzero(~found))
         return found
 
-    def _same(self, sketches: Sketches, i: int, j: int) -> bool:
-        if sketches.keys[i] == sketches.keys[j]:
+    def _same(self, sketches: Sketches, i: int, others: np.ndarray) -> bool:
+        if (sketches.keys[others] == sketches.keys[i]).any():
             return True
-        return self.threshold < 1 and jaccard(sketches.of(i), sketches.of(j)) >= self.threshold
-
-    def _of(self, item: int) -> np.ndarray:
-        ends = self._ends.values
-        return self._shingles.values[ends[item - 1] if item else 0 : ends[item]]
+        return self.threshold < 1 and self._is_near(
+            sketches.of(i), sketches.shingles, sketches.ends, others
+        )
 
     def _remember(self, sketches: Sketches, bands: np.ndarray, rows: np.ndarray) -> None:
         new = np.arange(len(self), len(self) + len(rows), dtype=np.uint32)

@@ -4,6 +4,7 @@ It is a cache. Every receipt can be made again from its unit's file, and one is 
 the file still has the sha256 that it names.
 """
 
+import hashlib
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from sentisynth.data.receipts import Receipt
 from sentisynth.data.units import Unit
 
 DIRECTORY = ".receipts"
+_SUFFIX, _DIGEST = ".receipts", 32  # the file begins with the sha256 of the rest
 _PLAN = b"sentisynth.plan"
 _FLUSH_UNITS, _FLUSH_S = 256, 5.0
 
@@ -30,7 +32,7 @@ class Journal:
         self._new: list[pa.Table] = []
         self._flushed = time.monotonic()
         self._next = 0
-        for path in sorted(self._directory.glob("*.arrow")):
+        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
             self._read(path)
 
     def get(self, unit: Unit) -> Receipt | None:
@@ -56,7 +58,9 @@ class Journal:
         sink = pa.BufferOutputStream()
         with pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        write_bytes(self._directory / f"{self._next:06d}.arrow", sink.getvalue())
+        data = sink.getvalue().to_pybytes()
+        digest = hashlib.sha256(data).digest()
+        write_bytes(self._directory / f"{self._next:06d}{_SUFFIX}", digest + data)
         self._next += 1
 
     def clear(self) -> None:
@@ -67,13 +71,15 @@ class Journal:
             self._directory.rmdir()
 
     def _read(self, path: Path) -> None:
+        if not path.stem.isdecimal():
+            return
         self._next = int(path.stem) + 1
-        try:
-            with pa.ipc.open_file(pa.BufferReader(path.read_bytes())) as reader:
-                table = reader.read_all()
-            units = table.select(["label", "number", "size"]).to_pylist()
-        except (pa.ArrowException, OSError, KeyError):
+        data = path.read_bytes()
+        digest, data = data[:_DIGEST], data[_DIGEST:]
+        if hashlib.sha256(data).digest() != digest:
             return  # torn or altered: the receipts are made again from the units
+        with pa.ipc.open_file(pa.BufferReader(data)) as reader:
+            table = reader.read_all()
         if (table.schema.metadata or {}).get(_PLAN) == self._plan.encode():
-            for row, unit in enumerate(units):
+            for row, unit in enumerate(table.select(["label", "number", "size"]).to_pylist()):
                 self._known[Unit(**unit)] = (table, row)

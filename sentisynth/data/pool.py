@@ -1,25 +1,17 @@
-"""The pool: verified units, and the manifest that is written when the quota is there."""
+"""A pool at work: what is there, what counts, and what is still wanted."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
-from sentisynth.data.files import json_text, sha256_file, write_json
 from sentisynth.data.journal import Journal
-from sentisynth.data.ledger import Tally, adds_up
+from sentisynth.data.ledger import Tally
+from sentisynth.data.manifest import Asked, publish, readable_manifest, recorded
 from sentisynth.data.receipts import Receipt
-from sentisynth.data.units import Unit, read_unit, units_on_disk
+from sentisynth.data.units import Unit, has_sha256, plan_of, read_unit, units_on_disk
 from sentisynth.errors import ModelError, RunDirectoryError
-from sentisynth.seeding import fingerprint
 
-MANIFEST = "manifest.json"
-_ASKED = "asked.json"
-_KEYS = {"plan", "unit_size", "rows", "tau", "n_per_class", "ledger", "files", "sha256"}
 _RECEIPTS_HELD = 1024  # of units that finished before one in front of them
 _FEW = 1000  # candidates; the bound on quarantined rows holds from there on
 
@@ -42,19 +34,22 @@ class PoolReader:
         self.journal = Journal(pool, plan)
         self._waiting: dict[Unit, Receipt | None] = {}
         self.n_damaged = 0
-        self._most = -(-synthesis.max_candidates_per_class // synthesis.unit_size)
-        manifest = _manifest_or_none(pool)
+        self.asked = Asked(n_per_class=synthesis.n_per_class, tau=synthesis.tau)
+        """The most that this pool was ever asked for; known after `recover`."""
+        manifest = readable_manifest(pool)
         self._published = manifest if manifest is not None and manifest["plan"] == plan else None
         files = self._published["files"] if self._published else {}
         self._least = [sum(f.startswith(f"label={label}/") for f in files) for label in labels]
+        most = -(-synthesis.max_candidates_per_class // synthesis.unit_size)
+        self._most = [max(most, least) for least in self._least]
 
     def recover(self) -> set[Unit]:
         """Count what earlier runs finished and return it; damaged files are removed.
 
         A unit whose sha256 stands in the journal or the manifest is believed if it still has it;
-        another one is read and checked.
+        another one is read and checked. Raises RunDirectoryError at a unit of another plan.
         """
-        _record_asked(self._pool, self._config)
+        self.asked = recorded(self._pool, self.asked)
         kept, self.n_damaged = set(), 0
         for unit in sorted(
             units_on_disk(self._pool, self._config.synthesis.unit_size),
@@ -62,6 +57,7 @@ class PoolReader:
         ):
             receipt = self._trusted(unit)
             if receipt is None:
+                self._refuse_another_plan(unit)
                 unit.path(self._pool).unlink()
                 self.n_damaged += 1
             else:
@@ -112,7 +108,7 @@ class PoolReader:
     def exhausted(self) -> int | None:
         """A label that has not its quota after `max_candidates_per_class`, if there is one."""
         for label, tally in enumerate(self.tallies):
-            if tally.next_number >= self._most and not self.is_full(label):
+            if tally.next_number >= self._most[label] and not self.is_full(label):
                 return label
         return None
 
@@ -127,7 +123,7 @@ class PoolReader:
         if missing > 0:
             candidates = (missing + (missing * (1 - rate)) ** 0.5) / rate
             n_units = int(candidates // self._config.synthesis.unit_size) + 1
-        return max(min(tally.next_number + n_units, self._most), self._least[label])
+        return max(min(tally.next_number + n_units, self._most[label]), self._least[label])
 
     @property
     def is_published(self) -> bool:
@@ -135,7 +131,7 @@ class PoolReader:
         manifest = self._published
         if manifest is None or not self.all_full:
             return False
-        names = {_name(unit): digest for unit, digest in self.digests.items()}
+        names = {unit.name: digest for unit, digest in self.digests.items()}
         ledger = {
             name: self.tallies[label].ledger.as_dict()
             for label, name in enumerate(self._config.data.labels)
@@ -147,19 +143,40 @@ class PoolReader:
             and (manifest["tau"] != synthesis.tau or manifest["ledger"] == ledger)
         )
 
+    def publish(self) -> dict[str, Any]:
+        """Write the manifest of what was counted; the journal has then done its duty."""
+        manifest = publish(
+            self._pool,
+            self._config,
+            self._plan,
+            digests=self.digests,
+            ledgers=[tally.ledger for tally in self.tallies],
+            asked=self.asked,
+        )
+        self.journal.clear()
+        return manifest
+
     def _trusted(self, unit: Unit) -> Receipt | None:
         known = self.journal.get(unit)
         expected = known.sha256 if known else None
         if self._published:
-            expected = self._published["files"].get(_name(unit), expected)
+            expected = self._published["files"].get(unit.name, expected)
         if known is not None and known.sha256 == expected:
-            return known if sha256_file(unit.path(self._pool)) == expected else None
+            return known if has_sha256(unit, self._pool, known.sha256) else None
         found = read_unit(unit, self._pool, self._plan, expected)
         if found is None:
             return None
         receipt = Receipt.of(found[0], unit, found[1], self._near_duplicates)
         self.journal.add(receipt)
         return receipt
+
+    def _refuse_another_plan(self, unit: Unit) -> None:
+        """A damaged file is made again; one that was made otherwise is not ours to remove."""
+        if plan_of(unit.path(self._pool)) not in (None, self._plan):
+            raise RunDirectoryError(
+                f"{unit.path(self._pool)} was made under other settings than this run's; choose "
+                f"another directory with --out, or replace it with --overwrite"
+            )
 
     def _check_quarantine(self, label: int) -> None:
         counts, synthesis = self.tallies[label].ledger.counts, self._config.synthesis
@@ -172,149 +189,3 @@ class PoolReader:
                 f"synthesis.max_quarantined={share:g} allows; look at the texts with that "
                 f"reject_reason in {self._pool}, and at the teacher; what was made is kept"
             )
-
-
-def publish(pool: Path, reader: PoolReader, config: RunConfig, plan: str) -> dict[str, Any]:
-    """Write the manifest last, and remove what lies beyond the prefix that holds the quota.
-
-    What lies beyond stays if the pool was once asked for more: then it is not chance leftovers.
-    """
-    synthesis = config.synthesis
-    if not _asked_more(pool, synthesis.n_per_class, synthesis.tau):
-        for unit in list(units_on_disk(pool, synthesis.unit_size)):
-            if unit.number >= reader.tallies[unit.label].next_number:
-                unit.path(pool).unlink()
-    files = {_name(unit): reader.digests[unit] for unit in sorted(reader.digests)}
-    manifest = {
-        "plan": plan,
-        "unit_size": synthesis.unit_size,
-        "rows": synthesis.unit_size * len(files),
-        "tau": synthesis.tau,
-        "n_per_class": synthesis.n_per_class,
-        "ledger": {
-            name: reader.tallies[label].ledger.as_dict()
-            for label, name in enumerate(config.data.labels)
-        },
-        "files": files,
-    }
-    manifest["sha256"] = fingerprint(manifest)
-    write_json(pool / MANIFEST, manifest)
-    reader.journal.clear()
-    return manifest
-
-
-def read_manifest(pool: Path) -> dict[str, Any] | None:
-    """manifest.json, or None where the pool is not finished. Raises RunDirectoryError."""
-    path = pool / MANIFEST
-    if not path.is_file():
-        return None
-    try:
-        text = path.read_text(encoding="utf-8")
-        manifest: dict[str, Any] = json.loads(text)
-        whole = set(manifest) == _KEYS and text == json_text(manifest)
-    except (ValueError, TypeError):
-        whole = False
-    body = {k: v for k, v in manifest.items() if k != "sha256"} if whole else {}
-    if not whole or fingerprint(body) != manifest["sha256"]:
-        raise RunDirectoryError(f"{path} is damaged; run the same command again to write it anew")
-    return manifest
-
-
-def read_receipts(
-    pool: Path, manifest: dict[str, Any], label: int, near_duplicates: float
-) -> Iterator[tuple[pa.Table, Receipt]]:
-    """The units of one label in index order. Raises RunDirectoryError at a damaged one."""
-    size = manifest["unit_size"]
-    numbers = [f for f in manifest["files"] if f.startswith(f"label={label}/")]
-    for number in range(len(numbers)):
-        unit = Unit(label, number, size)
-        found = read_unit(unit, pool, manifest["plan"], manifest["files"][_name(unit)])
-        if found is None:
-            raise RunDirectoryError(
-                f"{unit.path(pool)} is missing or damaged; run `sentisynth synthesize` again"
-            )
-        table, sha256 = found
-        yield table, Receipt.of(table, unit, sha256, near_duplicates)
-
-
-def check_pool(pool: Path) -> list[str]:
-    """What is wrong with a finished pool, one sentence each; empty if nothing is."""
-    try:
-        manifest = read_manifest(pool)
-        if manifest is None:
-            return [f"{pool} has no {MANIFEST}: the pool is not finished"]
-        asked_more = _asked_more(pool, manifest["n_per_class"], manifest["tau"])
-    except RunDirectoryError as error:
-        return [str(error)]
-    problems = []
-    files: dict[str, str] = manifest["files"]
-    for name, digest in files.items():
-        path = pool / name
-        if not path.is_file():
-            problems.append(f"{path} is missing")
-        elif sha256_file(path) != digest:
-            problems.append(f"{path} was altered: its sha256 is not the manifest's")
-    for unit in units_on_disk(pool, manifest["unit_size"]):
-        path = unit.path(pool)
-        if _name(unit) in files:
-            continue
-        if not asked_more:
-            problems.append(f"{path} is not in the manifest")
-        elif read_unit(unit, pool, manifest["plan"]) is None:
-            problems.append(f"{path}, which the manifest does not need, is damaged")
-    problems += _check_ledger(manifest)
-    return problems
-
-
-def _check_ledger(manifest: dict[str, Any]) -> list[str]:
-    problems = [
-        f"the ledger of class {name} does not add up: {entry}"
-        for name, entry in manifest["ledger"].items()
-        if not adds_up(entry)
-    ]
-    generated = sum(entry["generated"] for entry in manifest["ledger"].values())
-    if generated != manifest["rows"]:
-        problems.append(f"the ledger counts {generated} candidates, the files {manifest['rows']}")
-    return problems
-
-
-def _name(unit: Unit) -> str:
-    return unit.path(Path()).as_posix()
-
-
-def _manifest_or_none(pool: Path) -> dict[str, Any] | None:
-    try:
-        return read_manifest(pool)
-    except RunDirectoryError:  # it is written anew
-        return None
-
-
-def _read_asked(pool: Path) -> dict[str, Any]:
-    """The most that the pool was ever asked for."""
-    path = pool / _ASKED
-    if not path.is_file():
-        return {"n_per_class": 0, "tau": 0.0}
-    try:
-        text = path.read_text(encoding="utf-8")
-        asked = json.loads(text)
-        if text == json_text(asked) and set(asked) == {"n_per_class", "tau"}:
-            return dict(asked)
-    except (ValueError, TypeError):
-        pass
-    raise RunDirectoryError(f"{path} is damaged; run the same command again to write it anew")
-
-
-def _asked_more(pool: Path, n_per_class: int, tau: float) -> bool:
-    asked = _read_asked(pool)
-    return bool(asked["n_per_class"] > n_per_class or asked["tau"] > tau)
-
-
-def _record_asked(pool: Path, config: RunConfig) -> None:
-    wanted = {"n_per_class": config.synthesis.n_per_class, "tau": config.synthesis.tau}
-    try:
-        asked = _read_asked(pool)
-    except RunDirectoryError:
-        asked = wanted
-    most = {key: max(asked[key], value) for key, value in wanted.items()}
-    if not (pool / _ASKED).is_file() or asked != most or asked is wanted:
-        write_json(pool / _ASKED, most)

@@ -71,8 +71,8 @@ class Receipt:
                 "size": [self.unit.size],
                 "sha256": [self.sha256],
                 "n_tokens": [self.n_tokens],
-                "reasons": [list(self.screened)],
-                "screened": [list(self.screened.values())],
+                "reasons": pa.array([list(self.screened)], pa.list_(pa.string())),
+                "screened": pa.array([list(self.screened.values())], pa.list_(pa.int64())),
                 **{name: _one_list(values) for name, values in lists.items()},
             }
         )

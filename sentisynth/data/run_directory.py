@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sentisynth.data.files import sha256_file, write_json
+from sentisynth.data.files import json_text, sha256_file, write_json
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
 
@@ -50,10 +50,22 @@ class RunDirectory:
     def _read(self, name: str, key: str) -> dict[str, Any]:
         path = self.stage(name) / _STAMP
         try:
-            value: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8"))[key])
+            text = path.read_text(encoding="utf-8")
+            stamp = json.loads(text)
+            value: dict[str, Any] = dict(stamp[key])
+            whole = text == json_text(stamp) and stamp["fingerprint"] == fingerprint(stamp["parts"])
         except (ValueError, KeyError, TypeError):
-            raise RunDirectoryError(f"{path} is damaged; remove {path.parent} to redo") from None
+            whole = False
+        if not whole:
+            raise RunDirectoryError(f"{path} is damaged; remove {path.parent} to redo")
         return value
+
+    def readable_stamp(self, name: str) -> dict[str, Any] | None:
+        """As `read_stamp`, and None if it is damaged."""
+        try:
+            return self.read_stamp(name)
+        except RunDirectoryError:
+            return None
 
     def is_done(self, name: str, parts: dict[str, Any]) -> bool:
         """Whether a stage was made from these parts.
@@ -76,12 +88,14 @@ class RunDirectory:
         shutil.rmtree(self.stage(name))
         return False
 
-    def stamp(self, directory: Path, parts: dict[str, Any]) -> None:
-        """Say what the stage in `directory` was made from, and its files' sha256: its last file."""
+    def stamp(self, directory: Path, parts: dict[str, Any], *, is_done: bool = True) -> None:
+        """Say what the stage in `directory` is made from; of one that is done, its files' sha256
+        too: then this is its last file.
+        """
         files = {
             path.relative_to(directory).as_posix(): sha256_file(path)
             for path in sorted(directory.rglob("*"))
-            if path.is_file() and path.name != _CARD
+            if is_done and path.is_file() and path.name != _CARD
         }
         stamp = {"fingerprint": fingerprint(parts), "parts": parts, "files": files}
         write_json(directory / _STAMP, stamp)

@@ -33,9 +33,14 @@ class Unit:
         indices = range(self.first_index, self.first_index + self.size)
         return [schema.candidate_id(self.label, i) for i in indices]
 
+    @property
+    def name(self) -> str:
+        """The unit's file, relative to the pool."""
+        return f"label={self.label}/unit-{self.number:06d}.parquet"
+
     def path(self, pool: Path) -> Path:
         """Where the unit's file is once it is done."""
-        return pool / f"label={self.label}" / f"unit-{self.number:06d}.parquet"
+        return pool / self.name
 
 
 def write_unit(table: pa.Table, unit: Unit, pool: Path, plan: str) -> str:
@@ -61,13 +66,9 @@ def read_unit(
     any altered bit is noticed; else what the checksums of the pages cover, the schema and the
     names of the candidates. Raises RunDirectoryError where the file cannot be read at all.
     """
-    path = unit.path(pool)
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
+    data = _read(unit.path(pool))
+    if data is None:
         return None
-    except OSError as error:  # the file may be whole: not for us to do again
-        raise RunDirectoryError(f"{path} cannot be read: {error}") from None
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         return None
@@ -84,10 +85,47 @@ def read_unit(
     return table, found
 
 
+def has_sha256(unit: Unit, pool: Path, sha256: str) -> bool:
+    """Whether a unit's file is there with these bytes. Raises RunDirectoryError as `read_unit`."""
+    data = _read(unit.path(pool))
+    return data is not None and hashlib.sha256(data).hexdigest() == sha256
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:  # the file may be whole: not for us to do again
+        raise RunDirectoryError(f"{path} cannot be read: {error}") from None
+
+
+def plan_of(path: Path) -> str | None:
+    """The plan that a unit's file names; None if it cannot be read."""
+    try:
+        metadata = pq.read_schema(pa.BufferReader(path.read_bytes())).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    return metadata[_PLAN].decode(errors="replace") if _PLAN in metadata else None
+
+
 def units_on_disk(pool: Path, size: int) -> Iterator[Unit]:
     """Units that have a file, by label and number. Raises RunDirectoryError for a strange name."""
     for path in sorted(pool.glob("label=*/unit-*.parquet")):
-        label, number = path.parent.name.removeprefix("label="), path.stem.removeprefix("unit-")
-        if not (label.isdigit() and number.isdigit()):
+        unit = _named(path, size)
+        if unit is None:
             raise RunDirectoryError(f"{path} is not the name of a unit; remove it from the pool")
-        yield Unit(int(label), int(number), size)
+        yield unit
+
+
+def strange_names(pool: Path) -> list[Path]:
+    """Files that look like units and are not."""
+    return [p for p in sorted(pool.glob("label=*/unit-*.parquet")) if _named(p, 1) is None]
+
+
+def _named(path: Path, size: int) -> Unit | None:
+    label, number = path.parent.name.removeprefix("label="), path.stem.removeprefix("unit-")
+    if not (f"{label}{number}".isascii() and label.isdecimal() and number.isdecimal()):
+        return None
+    unit = Unit(int(label), int(number), size)
+    return unit if unit.path(path.parent.parent) == path else None

@@ -14,7 +14,7 @@ from sentisynth import schema
 from sentisynth.data.files import read_json
 from sentisynth.data.ledger import Tally, fill
 from sentisynth.data.logits import softmax
-from sentisynth.data.pool import read_manifest, read_receipts
+from sentisynth.data.manifest import read_manifest, read_receipts
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.evaluation import plots

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 from sentisynth import schema
 from sentisynth.config.load import read_run_config
 from sentisynth.config.types import RunConfig
-from sentisynth.data.pool import check_pool
+from sentisynth.data.manifest import check_pool, readable_manifest
 from sentisynth.data.run_directory import STAGES, RunDirectory
 from sentisynth.data.text import normal_form
 from sentisynth.errors import RunDirectoryError
+from sentisynth.seeding import fingerprint
 
 _SYNTHETIC = ("synthetic_validation", "synthetic_test")
 
@@ -31,16 +32,36 @@ def check_run(path: Path) -> list[str]:
     problems = [
         problem
         for name in STAGES
-        if directory.read_stamp(name) is not None
-        for problem in directory.damage(name)
+        if (path / name).is_dir()
+        for problem in _check_stage(directory, name)
     ]
     if (path / "pool").is_dir():
-        problems += check_pool(path / "pool")
+        problems += check_pool(path / "pool") + _check_plan(directory)
     if (path / "dataset").is_dir():
         problems += _check_dataset(path / "dataset", config)
     if not (path / "pool").is_dir() and not (path / "dataset").is_dir():
         problems.append(f"{path} has neither a pool nor a dataset yet")
     return problems
+
+
+def _check_stage(directory: RunDirectory, name: str) -> list[str]:
+    try:
+        if directory.read_stamp(name) is None:
+            return [f"{directory.stage(name)} is not finished: it has no stage.json"]
+        return directory.damage(name)
+    except RunDirectoryError as error:
+        return [str(error)]
+
+
+def _check_plan(directory: RunDirectory) -> list[str]:
+    """Whether the pool's stamp is there and names the plan of the manifest."""
+    stamp = directory.readable_stamp("pool")
+    if stamp is None:
+        return [f"{directory.pool / 'stage.json'} is missing or damaged"]
+    manifest = readable_manifest(directory.pool)
+    if manifest is not None and manifest["plan"] != fingerprint(stamp):
+        return [f"{directory.pool / 'stage.json'} is not that of the pool's manifest"]
+    return []
 
 
 def _check_dataset(path: Path, config: RunConfig) -> list[str]:

@@ -56,15 +56,27 @@ class Console:
         self._title, self._started, self._printed = title, time.monotonic(), 0.0
         self._event("started", stage=title)
         failed = True
-        quiet = self._json or self.shows_ray or not self._progress.is_terminal
-        with Live(console=self._progress, refresh_per_second=4, transient=True) as live:
-            self._live = None if quiet else live
-            self.progress("")
+        try:
+            with self._redrawn():
+                self.progress("")
+                yield
+            failed = False
+        finally:
+            self._ended(title, failed)
+
+    @contextmanager
+    def _redrawn(self) -> Iterator[None]:
+        """Redraw the line of progress, where there is a terminal and a person before it."""
+        if self._json or self.shows_ray or not self._progress.is_terminal:
+            yield
+            return
+        with Live(console=self._progress, refresh_per_second=4, transient=True) as self._live:
             try:
                 yield
-                failed = False
             finally:
                 self._live = None
+
+    def _ended(self, title: str, failed: bool) -> None:
         seconds = time.monotonic() - self._started
         if self._event("failed" if failed else "finished", stage=title, seconds=seconds):
             return

@@ -12,7 +12,8 @@ from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import sha256_file, write_json, write_table, write_text
 from sentisynth.data.logits import logits_of
-from sentisynth.data.pool import MANIFEST, PoolReader, publish, read_manifest, read_receipts
+from sentisynth.data.manifest import MANIFEST, read_manifest, read_receipts
+from sentisynth.data.pool import PoolReader
 from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
 from sentisynth.data.units import Unit
 from sentisynth.errors import QuotaError, RunDirectoryError
@@ -44,8 +45,9 @@ def synthesize(session: Session) -> None:
     check_generator(directory.stage("generator"), config)
     check_verifier(directory.stage("teacher"), len(config.data.labels))
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
-    if not directory.is_done("pool", parts):  # refuses a pool of another plan
-        directory.stamp(pool, parts)
+    known = directory.readable_stamp("pool") is not None  # else the units say what they are of
+    if not known or not directory.is_done("pool", parts):  # refuses a pool of another plan
+        directory.stamp(pool, parts, is_done=False)
     directory.is_done("dataset", dataset_parts(session))  # refuses before hours of work
     reader, started = PoolReader(pool, config, plan), time.monotonic()
     done = reader.recover()
@@ -59,7 +61,7 @@ def synthesize(session: Session) -> None:
         if not reader.all_full:
             (pool / MANIFEST).unlink(missing_ok=True)
             _fill(session, reader, plan, done, log)
-        manifest = publish(pool, reader, config, plan)
+        manifest = reader.publish()
         log.metrics({"ledger": manifest["ledger"]})
         log.artifacts(pool / MANIFEST, "pool")
 

@@ -56,6 +56,8 @@ class Verify:
 
     def _tokenize(self, texts: list[str]) -> list[list[int] | None]:
         """Token ids of each text; None where the tokenizer refuses it."""
+        if not texts:
+            return []
         try:
             return [*tokenize(self._tokenizer, texts, self._max_length)]
         except Exception as error:  # noqa: BLE001  tokenizers raise bare Exceptions

@@ -15,13 +15,8 @@ from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig
 from sentisynth.data import pool as pool_module
 from sentisynth.data.journal import DIRECTORY
-from sentisynth.data.pool import (
-    PoolReader,
-    check_pool,
-    publish,
-    read_manifest,
-    read_receipts,
-)
+from sentisynth.data.manifest import check_pool, read_manifest, read_receipts
+from sentisynth.data.pool import PoolReader
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.units import Unit, read_unit, write_unit
 from sentisynth.errors import ModelError, RunDirectoryError
@@ -68,7 +63,7 @@ def published(pool: Path, config: RunConfig) -> bytes:
     """The manifest that a command writes who finds every unit made."""
     reader = recovered(pool, config)
     assert reader.all_full
-    publish(pool, reader, config, "plan")
+    reader.publish()
     return (pool / "manifest.json").read_bytes()
 
 
@@ -181,7 +176,7 @@ def test_any_flipped_bit_of_a_unit_in_the_manifest_is_noticed(
     assert not reader.all_full and reader.horizons() == [2, 2] and reader.exhausted() is None
     reader.offer(fill(finished, 0, range(1, 2))[0])
     assert reader.is_published
-    publish(finished, reader, config, "plan")
+    reader.publish()
     assert (finished / "manifest.json").read_bytes() == wanted
 
 
@@ -222,7 +217,7 @@ def test_the_order_of_finishing_leaves_no_trace_in_the_manifest(
         reader = PoolReader(pool, config, "plan")
         for i in np.random.default_rng(seed).permutation(len(receipts)):
             reader.offer(receipts[i])
-        publish(pool, reader, config, "plan")
+        reader.publish()
         written.append((pool / "manifest.json").read_bytes())
     assert written[0] == written[1] == written[2]
 
@@ -279,18 +274,19 @@ def test_what_lies_beyond_the_quota_stays_where_a_higher_tau_was_asked_for(
     assert n_units(tmp_path) == 6 and check_pool(tmp_path) == []
 
 
-def test_a_damaged_note_of_what_was_asked_is_found_and_written_anew(
-    finished: Path, config: RunConfig
+def test_what_was_asked_is_kept_while_the_pool_is_at_work_and_then_in_the_manifest(
+    tmp_path: Path, config: RunConfig
 ) -> None:
-    asked = finished / "asked.json"
-    wanted = asked.read_bytes()
-    for damaged in (b"", wanted[:-3], wanted + b" ", b"\xff", b"[]\n", b"{}\n"):
-        asked.write_bytes(damaged)
-        assert check_pool(finished) == [
-            f"{asked} is damaged; run the same command again to write it anew"
-        ]
-        assert recovered(finished, config).is_published
-        assert asked.read_bytes() == wanted and check_pool(finished) == []
+    fill(tmp_path, 0, range(1))
+    asked = tmp_path / "asked.json"
+    recovered(tmp_path, config)
+    assert json.loads(asked.read_text()) == {"n_per_class": 30, "tau": 0.5}
+    asked.write_text("torn")
+    fill(tmp_path, 0, range(2))
+    fill(tmp_path, 1, range(2))
+    reader = recovered(tmp_path, config)
+    assert reader.publish()["asked"] == {"n_per_class": 30, "tau": 0.5}
+    assert not asked.exists()
 
 
 @pytest.mark.parametrize(
@@ -317,7 +313,7 @@ def test_a_larger_quota_extends_the_pool(finished: Path) -> None:
         for receipt in fill(finished, label, range(2, 4)):
             reader.offer(receipt)
     assert reader.all_full and not reader.is_published
-    assert publish(finished, reader, more, "plan")["rows"] == 160
+    assert reader.publish()["rows"] == 160
     assert {path: path.read_bytes() for path in before} == before
     assert check_pool(finished) == [] and recovered(finished, more).is_published
 
@@ -331,9 +327,11 @@ def test_a_smaller_quota_keeps_what_the_manifest_holds(finished: Path, config: R
         assert (finished / "manifest.json").read_bytes() == wanted
 
 
-def test_the_manifest_of_another_plan_holds_nothing(finished: Path, config: RunConfig) -> None:
+def test_units_of_another_plan_are_refused_and_kept(finished: Path, config: RunConfig) -> None:
     reader = PoolReader(finished, config, "another")
-    assert reader.recover() == set() and not reader.is_published and n_units(finished) == 0
+    with pytest.raises(RunDirectoryError, match="made under other settings"):
+        reader.recover()
+    assert n_units(finished) == 4 and not reader.is_published
 
 
 def test_a_quota_out_of_reach_is_told_once_all_candidates_are_counted(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import write_json
-from sentisynth.data.pool import PoolReader, publish
+from sentisynth.data.pool import PoolReader
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.units import Unit, write_unit
@@ -81,7 +81,7 @@ def add_pool(run: Path, labels: tuple[str, ...], *, repeated: bool = False) -> d
             table = unit(label, number, len(labels), repeated=repeated)
             sha256 = write_unit(table, Unit(label, number, SIZE), pool, "plan")
             reader.offer(Receipt.of(table, Unit(label, number, SIZE), sha256, 1.0))
-    ledger = publish(pool, reader, config, "plan")["ledger"]
+    ledger = reader.publish()["ledger"]
     directory = RunDirectory(run)
     directory.stamp(pool, {"synthesis": config.synthesis.model_dump(mode="json")})
     directory.stamp(directory.dataset, {"tau": TAU, "n_per_class": 4, "beta": 0.3})

@@ -1,4 +1,4 @@
-"""The stream's promises on real actors: the same bytes whatever the actors, the order, the kills."""
+"""The stream's promises on real actors: the same bytes for any actors, order and kills."""
 
 import json
 import os
