@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo check test test-slow test-gpu clean
+.PHONY: install demo check test test-slow test-chaos test-gpu chaos clean
 
 install: $(STAMP)
 
@@ -27,8 +27,14 @@ test: install
 test-slow: install
 	$(BIN)/pytest -m slow
 
+test-chaos: install
+	$(BIN)/pytest -m chaos
+
 test-gpu: install
 	$(BIN)/pytest -m gpu
+
+chaos: install
+	$(BIN)/python benchmarks/chaos.py --kills 200
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -13,17 +13,25 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sentisynth.errors import RunDirectoryError
+
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A file name beside `path` to write to; it takes the final name if the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A file name beside `path` to write to; it takes the final name if the block ends well.
+
+    Raises RunDirectoryError, with the reason, where it cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunDirectoryError(f"{path} cannot be written: {reason}") from error
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -26,6 +26,8 @@ class Receipt:
     """Of the unit's file."""
     n_tokens: int
     """Tokens that the generator made."""
+    n_scored_tokens: int
+    """Of them, in rows that the teacher scored."""
     screened: dict[str, int]
     """Rows without logits, by reason."""
     rows: np.ndarray
@@ -42,10 +44,12 @@ class Receipt:
         """The receipt of a unit's `schema.POOL` table, written under this sha256."""
         rows, right, confidence = opinions(table)
         reasons = table[schema.REJECT_REASON].to_pylist()
+        n_tokens = table[schema.N_TOKENS].to_numpy()
         return cls(
             unit=unit,
             sha256=sha256,
-            n_tokens=pa.compute.sum(table[schema.N_TOKENS]).as_py(),
+            n_tokens=int(n_tokens.sum()),
+            n_scored_tokens=int(n_tokens[rows].sum()),
             screened=dict(Counter(reason for reason in reasons if reason is not None)),
             rows=rows,
             right=right,
@@ -71,6 +75,7 @@ class Receipt:
                 "size": [self.unit.size],
                 "sha256": [self.sha256],
                 "n_tokens": [self.n_tokens],
+                "n_scored_tokens": [self.n_scored_tokens],
                 "reasons": pa.array([list(self.screened)], pa.list_(pa.string())),
                 "screened": pa.array([list(self.screened.values())], pa.list_(pa.int64())),
                 **{name: _one_list(values) for name, values in lists.items()},
@@ -91,6 +96,7 @@ class Receipt:
             unit=Unit(one("label"), one("number"), one("size")),
             sha256=one("sha256"),
             n_tokens=one("n_tokens"),
+            n_scored_tokens=one("n_scored_tokens"),
             screened=dict(zip(one("reasons"), one("screened"), strict=True)),
             rows=array("rows"),
             right=array("right"),

@@ -42,7 +42,9 @@ class StreamProgress:
         for stage, seconds in finished.seconds.items():
             seen = self._stages.setdefault(stage, Counter())
             seen["seconds"] += seconds  # type: ignore[assignment]
-            seen["rows"] += len(receipt.rows) if stage == "verify" else receipt.unit.size
+            scored = stage == "verify"  # it works on what the screens let through
+            seen["rows"] += len(receipt.rows) if scored else receipt.unit.size
+            seen["tokens"] += receipt.n_scored_tokens if scored else receipt.n_tokens
 
     def figures(self) -> dict[str, Any]:
         """What is known now. A stage's rate is that of one of its actors while it works, `busy`
@@ -62,6 +64,7 @@ class StreamProgress:
             "stages": {
                 stage: {
                     "rows_per_s": seen["rows"] / seen["seconds"] if seen["seconds"] else 0.0,
+                    "tokens_per_s": seen["tokens"] / seen["seconds"] if seen["seconds"] else 0.0,
                     "busy": seen["seconds"] / seconds if seconds else 0.0,
                     "restarts": self._stream.restarts[stage],
                 }

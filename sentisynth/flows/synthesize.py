@@ -1,6 +1,8 @@
 """Stages C and D: fill the pool until each label has its quota, then select the dataset."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,11 @@ from sentisynth.data.manifest import MANIFEST, read_manifest, read_receipts
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
 from sentisynth.data.units import Unit
-from sentisynth.errors import QuotaError, RunDirectoryError
+from sentisynth.errors import QuotaError, RunDirectoryError, SentisynthError
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
-from sentisynth.generation.engine import check_generator
+from sentisynth.generation.engine import check_generator, engine_of
 from sentisynth.models.classifier import check_verifier
 from sentisynth.models.loading import autocast_dtype, model_digest
 from sentisynth.runtime.ray_cluster import cluster_resources
@@ -29,7 +31,7 @@ from sentisynth.runtime.tracking import StageLog
 from sentisynth.seeding import fingerprint
 from sentisynth.training.jobs import read_splits
 
-_CODE_VERSION = 1  # raise it when the same plan would give other bytes
+_CODE_VERSION = 2  # raise it when the same plan would give other bytes
 _LOG_EVERY_S = 10.0
 
 
@@ -96,7 +98,7 @@ def plan_parts(session: Session) -> dict[str, Any]:
         "lowercase": config.data.lowercase,
         "synthesis": {
             "unit_size": synthesis.unit_size,
-            "engine": synthesis.engine,
+            "engine": engine_of(generator, synthesis.engine),
             "precision": [_precision(synthesis.precision, device) for device in devices],
             "threads": [pool.threads for pool in pools],
             "devices": devices,
@@ -139,8 +141,12 @@ def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log:
     progress = StreamProgress(reader, stream, config)
     logged = time.monotonic()
     stream.want(reader.horizons())
-    session.console.progress(progress.line(), progress.figures())
-    try:
+
+    def tell() -> None:
+        session.console.progress(progress.line(), progress.figures())
+
+    tell()
+    with _kept_at_the_end(reader, log, progress, tell):
         for finished in stream:
             if finished is not None:
                 progress.finished_unit(finished)
@@ -152,14 +158,30 @@ def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log:
                 if short is not None:
                     raise QuotaError(_why_hopeless(config, reader, short))
                 stream.want(reader.horizons())
-            session.console.progress(progress.line(), progress.figures())
+            tell()
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()
                 log.metrics({"stream": progress.figures()}, step=progress.units)
-    finally:
+
+
+@contextmanager
+def _kept_at_the_end(
+    reader: PoolReader, log: StageLog, progress: StreamProgress, tell: Callable[[], None]
+) -> Iterator[None]:
+    """Write the journal and the last figures, whatever ends the block; its error comes first."""
+
+    def keep() -> None:
+        tell()
         reader.journal.flush()
-        session.console.progress(progress.line(), progress.figures())
         log.metrics({"stream": progress.figures()}, step=progress.units)
+
+    try:
+        yield
+    except BaseException:
+        with suppress(SentisynthError):
+            keep()
+        raise
+    keep()
 
 
 def _why_hopeless(config: RunConfig, reader: PoolReader, label: int) -> str:

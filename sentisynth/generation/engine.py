@@ -78,6 +78,11 @@ def choose_engine(name: str, model_type: str) -> str:
     return "batch" if model_type == "gpt2" else "transformers"
 
 
+def engine_of(path: Path, name: str) -> str:
+    """The engine that runs the model in `path`; its weights are not read."""
+    return choose_engine(name, AutoConfig.from_pretrained(path, local_files_only=True).model_type)
+
+
 def check_generator(path: Path, config: RunConfig) -> None:
     """Read what a fine-tuned generator needs without its weights. Raises ModelError.
 

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ _LONGEST_KEY, _LONGEST_VALUE = 240, 6000
 class StageLog:
     """The MLflow run of one stage."""
 
-    def __init__(self, client: Any, run_id: str) -> None:
-        self._client, self._run_id = client, run_id
+    def __init__(self, client: Any, uri: str, run_id: str) -> None:
+        self._client, self._uri, self._run_id = client, uri, run_id
 
     def metrics(self, figures: dict[str, Any], step: int = 0) -> None:
         """Numbers of a nested mapping under dotted names; what is no number is left out."""
@@ -37,8 +37,9 @@ class StageLog:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         entries = [Metric(name, value, now, step) for name, value in numbers.items()]
-        for start in range(0, len(entries), 500):
-            self._client.log_batch(self._run_id, metrics=entries[start : start + 500])
+        with _store(self._uri):
+            for start in range(0, len(entries), 500):
+                self._client.log_batch(self._run_id, metrics=entries[start : start + 500])
 
     def params(self, values: dict[str, Any]) -> None:
         """A nested mapping under dotted names."""
@@ -48,8 +49,9 @@ class StageLog:
             Param(_key(name), str(value)[:_LONGEST_VALUE])
             for name, value in flatten(values).items()
         ]
-        for start in range(0, len(entries), 100):
-            self._client.log_batch(self._run_id, params=entries[start : start + 100])
+        with _store(self._uri):
+            for start in range(0, len(entries), 100):
+                self._client.log_batch(self._run_id, params=entries[start : start + 100])
 
     def dataset(self, name: str, path: Path, digest: str, n_rows: int) -> None:
         """A data file that went in, with its sha256."""
@@ -62,14 +64,16 @@ class StageLog:
             source=json.dumps({"uri": str(path)}),
             profile=json.dumps({"num_rows": n_rows, "sha256": digest}),
         )
-        self._client.log_inputs(self._run_id, datasets=[DatasetInput(entry)])
+        with _store(self._uri):
+            self._client.log_inputs(self._run_id, datasets=[DatasetInput(entry)])
 
     def artifacts(self, path: Path, name: str) -> None:
         """A directory or a file that came out."""
-        if path.is_dir():
-            self._client.log_artifacts(self._run_id, str(path), name)
-        else:
-            self._client.log_artifact(self._run_id, str(path))
+        with _store(self._uri):
+            if path.is_dir():
+                self._client.log_artifacts(self._run_id, str(path), name)
+            else:
+                self._client.log_artifact(self._run_id, str(path))
 
 
 class Tracker:
@@ -81,28 +85,21 @@ class Tracker:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
 
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
         own = directory / "mlflow"
-        uri = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        is_own = uri is None
+        given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        is_own = given is None
         if is_own:
             own.mkdir(parents=True, exist_ok=True)
-            uri = f"sqlite:///{own / 'mlflow.db'}"
-        self.uri = uri
-        try:
+        self.uri = uri = given or f"sqlite:///{own / 'mlflow.db'}"
+        with _store(uri):
             self._client = MlflowClient(tracking_uri=uri)
             self._experiment = self._experiment_id(
                 config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
             )
-        except (MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise TrackingError(
-                f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
-            ) from None
         self._file = directory / "mlflow.json"
         self._identity = {
             "uri": uri,
@@ -110,16 +107,17 @@ class Tracker:
             "config": fingerprint(config.model_dump(mode="json")),
         }
         self.run_id = self._continued() or self._started(config)
-        self.log = StageLog(self._client, self.run_id)
+        self.log = StageLog(self._client, self.uri, self.run_id)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageLog]:
         """A child run, ended with what happened in the block."""
-        run = self._client.create_run(
-            self._experiment, tags={_PARENT: self.run_id, "stage": name}, run_name=name
-        )
+        with _store(self.uri):
+            run = self._client.create_run(
+                self._experiment, tags={_PARENT: self.run_id, "stage": name}, run_name=name
+            )
         with self._ending(run.info.run_id):
-            yield StageLog(self._client, run.info.run_id)
+            yield StageLog(self._client, self.uri, run.info.run_id)
 
     @contextmanager
     def parent(self) -> Iterator[None]:
@@ -129,15 +127,17 @@ class Tracker:
 
     @contextmanager
     def _ending(self, run_id: str) -> Iterator[None]:
-        status = "FAILED"
+        from mlflow.exceptions import MlflowException
+
         try:
             yield
-            status = "FINISHED"
-        except KeyboardInterrupt:
-            status = "KILLED"
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            with suppress(MlflowException):  # what happened in the block is what matters
+                self._client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
             raise
-        finally:
-            self._client.set_terminated(run_id, status)
+        with _store(self.uri):
+            self._client.set_terminated(run_id, "FINISHED")
 
     def _experiment_id(self, name: str, artifacts: str | None) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -167,8 +167,22 @@ class Tracker:
         run = self._client.create_run(self._experiment, run_name=config.name)
         run_id = str(run.info.run_id)
         write_json(self._file, {**self._identity, "run_id": run_id})
-        StageLog(self._client, run_id).params(config.model_dump(mode="json"))
+        StageLog(self._client, self.uri, run_id).params(config.model_dump(mode="json"))
         return run_id
+
+
+@contextmanager
+def _store(uri: str) -> Iterator[None]:
+    """Say in a sentence what a store that cannot be used answers."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise TrackingError(
+            f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
+        ) from None
 
 
 def _key(name: str) -> str:

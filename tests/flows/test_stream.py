@@ -1,7 +1,6 @@
 """The stream's promises on real actors: the same bytes for any actors, order and kills."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -45,13 +44,8 @@ def actors(n: int) -> list[str]:
 
 def start(arguments: list[str], **options: object) -> subprocess.Popen:
     """The command line in a process of its own, as a shell starts it."""
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "sentisynth.cli", *arguments],
-        env=environment,
-        text=True,
-        **{"stderr": subprocess.PIPE, "preexec_fn": interruptible, **options},  # type: ignore[call-overload]
-    )
+    settings = {"stderr": subprocess.PIPE, "text": True, "preexec_fn": interruptible, **options}
+    return subprocess.Popen([sys.executable, "-m", "sentisynth.cli", *arguments], **settings)
 
 
 def interruptible() -> None:
