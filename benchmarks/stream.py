@@ -104,31 +104,32 @@ def overhead(arguments: argparse.Namespace) -> dict[str, Any]:
         stream = UnitStream(pools, n_labels=2, size=size, done=set())
         stream.want(reader.horizons())
         started, rows, ledger_s, before = 0.0, 0, 0.0, memory_mb()
-        for finished in stream:
-            if finished is None:
-                continue
-            if not started:  # the actors are there
-                started = time.monotonic()
-                rows = -size
-            begun = time.perf_counter()
-            reader.journal.add(finished.receipt)
-            reader.offer(finished.receipt)
-            stream.want(reader.horizons())
-            ledger_s += time.perf_counter() - begun
-            rows += size
-            if rows >= (len(marks) + 1) * arguments.candidates / 10:
-                seconds = time.monotonic() - started
-                indexes = sum(tally.nbytes for tally in reader.tallies) / 2**20
-                mark = {
-                    "candidates": rows,
-                    "candidates_per_s": round(rows / seconds),
-                    "driver_mb": round(memory_mb() - before),
-                    "duplicate_index_mb": round(indexes),
-                }
-                marks.append(mark)
-                print(mark, file=sys.stderr, flush=True)
-            if reader.exhausted() is not None and not stream.in_flight:
-                break
+        with stream:
+            for finished in stream:
+                if finished is None:
+                    continue
+                if not started:  # the actors are there
+                    started = time.monotonic()
+                    rows = -size
+                begun = time.perf_counter()
+                reader.journal.add(finished.receipt)
+                reader.offer(finished.receipt)
+                stream.want(reader.horizons())
+                ledger_s += time.perf_counter() - begun
+                rows += size
+                if rows >= (len(marks) + 1) * arguments.candidates / 10:
+                    seconds = time.monotonic() - started
+                    indexes = sum(tally.nbytes for tally in reader.tallies) / 2**20
+                    mark = {
+                        "candidates": rows,
+                        "candidates_per_s": round(rows / seconds),
+                        "driver_mb": round(memory_mb() - before),
+                        "duplicate_index_mb": round(indexes),
+                    }
+                    marks.append(mark)
+                    print(mark, file=sys.stderr, flush=True)
+                if reader.exhausted() is not None and not stream.in_flight:
+                    break
         seconds = time.monotonic() - started
         seen = sum(tally.ledger.generated for tally in reader.tallies)
         grown = memory_mb() - before
@@ -274,17 +275,18 @@ def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> float:
         stream = UnitStream(pools, n_labels=n_labels, size=size, done=set())
         stream.want([warm] * n_labels)
         n, started = 0, 0.0
-        for finished in stream:
-            if finished is None:
-                continue
-            n += 1
-            reader.journal.add(finished.receipt)
-            reader.offer(finished.receipt)
-            if n == warm * n_labels:
-                started = time.monotonic()
-                stream.want([warm + n_units // n_labels] * n_labels)
-            if n == warm * n_labels + n_units:
-                return time.monotonic() - started
+        with stream:
+            for finished in stream:
+                if finished is None:
+                    continue
+                n += 1
+                reader.journal.add(finished.receipt)
+                reader.offer(finished.receipt)
+                if n == warm * n_labels:
+                    started = time.monotonic()
+                    stream.want([warm + n_units // n_labels] * n_labels)
+                if n == warm * n_labels + n_units:
+                    return time.monotonic() - started
     raise AssertionError("the stream ended early")
 
 

@@ -146,7 +146,7 @@ def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log:
         session.console.progress(progress.line(), progress.figures())
 
     tell()
-    with _kept_at_the_end(reader, log, progress, tell):
+    with _kept_at_the_end(reader, log, progress, tell), stream:
         for finished in stream:
             if finished is not None:
                 progress.finished_unit(finished)

@@ -65,6 +65,10 @@ class Mailbox:
             self._closed = True
             self._changed.notify_all()
 
+    async def is_closed(self) -> bool:
+        """Whether no more is wanted."""
+        return self._closed
+
     async def take(self, position: int) -> Bundle | None:
         """The bundle at this position, once it is there; None after the last."""
         async with self._changed:
@@ -77,11 +81,12 @@ class UnitStage:
 
     `build()` makes the stage: a function of the unit and the table of its rows (None before they
     are generated). How long it took, in seconds, is added to the row; the driver is told of
-    restarts, and of errors that are sentences for the user.
+    restarts, and of errors that are sentences for the user. Units that are not begun when the
+    mailbox is closed are left out.
     """
 
-    def __init__(self, name: str, build: Callable[[], Stage], reports: Any) -> None:
-        self._name, self._reports = name, reports
+    def __init__(self, name: str, build: Callable[[], Stage], mailbox: Any, reports: Any) -> None:
+        self._name, self._mailbox, self._reports = name, mailbox, reports
         if ray.get_runtime_context().was_current_actor_reconstructed:
             reports.add.remote((RESTARTED, name))
         with self._errors_told():
@@ -93,6 +98,8 @@ class UnitStage:
         if _TABLES in row.column_names:
             tables = [_unpack(packed) for packed in row[_TABLES][0].values]
             row = row.drop_columns(_TABLES)
+        elif ray.get(self._mailbox.is_closed.remote()):
+            units, tables, row = [], [], source_row([])
         made, seconds = [], []
         for unit, table in zip(units, tables, strict=True):
             started = time.perf_counter()
@@ -114,7 +121,9 @@ class UnitStage:
 def source_row(bundle: Bundle) -> pa.Table:
     """What goes into the first stage."""
     names = ("label", "number", "size")
-    return pa.table({_UNITS: [[dict(zip(names, unit, strict=True)) for unit in bundle]]})
+    kind = pa.list_(pa.struct([(name, pa.int64()) for name in names]))
+    units = [dict(zip(names, unit, strict=True)) for unit in bundle]
+    return pa.table({_UNITS: pa.array([units], kind)})
 
 
 def finished_units(row: pa.Table) -> Iterator[tuple[Receipt, dict[str, float]]]:

@@ -51,6 +51,7 @@ from sentisynth.runtime.ray_cluster import (
 )
 
 _TICK_S = 1.0
+_LONGEST_END_S = 120.0  # that units at work may take to finish when no more are wanted
 _HOPELESS_RESTARTS = 10  # of actors, a pool's largest size each, without a finished unit
 
 
@@ -116,8 +117,8 @@ def stream_pools(
 class UnitStream:
     """Runs units through the stages and yields each once its file is in the pool.
 
-    Units are handed out up to the horizons that `want` sets, few at a time (see `UnitPlan`). Stop
-    iterating to stop the stream.
+    Units are handed out up to the horizons that `want` sets, few at a time (see `UnitPlan`). To be
+    used as a context manager, whose end is the stream's.
     """
 
     def __init__(
@@ -162,7 +163,7 @@ class UnitStream:
             for pool in pools:
                 rows = rows.map_batches(
                     UnitStage,
-                    fn_constructor_args=(pool.name, pool.build, self._reports),
+                    fn_constructor_args=(pool.name, pool.build, self._mailbox, self._reports),
                     batch_size=None,
                     batch_format="pyarrow",
                     num_cpus=pool.placed.cpus,
@@ -172,6 +173,9 @@ class UnitStream:
                     ),
                 )
         self._rows = rows
+        self._found: queue.SimpleQueue[pa.Table | Exception | None] = queue.SimpleQueue()
+        self._stopped = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
 
     @property
     def in_flight(self) -> int:
@@ -192,41 +196,44 @@ class UnitStream:
         """Make the units of each label up to these numbers, and no more for now."""
         self._plan.want(horizons)
 
+    def __enter__(self) -> "UnitStream":
+        self._reader.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the stream. Units at work are finished, unless the process is told to stop."""
+        if not ray.is_initialized():
+            return
+        self._mailbox.close.remote()
+        if kind is None or issubclass(kind, SentisynthError):
+            self._reader.join(_LONGEST_END_S)
+        self._stopped.set()
+
     def __iter__(self) -> Iterator[Finished | None]:
         """Units in the order in which they finish; None when a second brought none."""
-        found: queue.SimpleQueue[pa.Table | Exception | None] = queue.SimpleQueue()
-        stopped = threading.Event()
-        reader = threading.Thread(target=self._read, args=(found, stopped), daemon=True)
-        reader.start()
         looked = time.monotonic()
-        try:
-            while True:
-                self._hand_out()
-                try:
-                    row = found.get(timeout=_TICK_S)
-                except queue.Empty:
-                    self._look_after()
-                    yield None
-                    continue
-                if isinstance(row, Exception):
-                    self._look_after()
-                    raise self._failed or row
-                if row is None:
-                    return
-                self._restarts_in_vain = 0
-                if time.monotonic() - looked > _TICK_S:
-                    looked = time.monotonic()
-                    self._look_after()
-                for receipt, seconds in finished_units(row):
-                    self._plan.finished(receipt.unit, sum(seconds.values()))
-                    yield Finished(receipt=receipt, seconds=seconds)
-        finally:
-            stopped.set()
-            if ray.is_initialized():
-                self._mailbox.close.remote()
-                reader.join()
+        while True:
+            self._hand_out()
+            try:
+                row = self._found.get(timeout=_TICK_S)
+            except queue.Empty:
+                self._look_after()
+                yield None
+                continue
+            if isinstance(row, Exception):
+                self._look_after()
+                raise self._failed or row
+            if row is None:
+                return
+            self._restarts_in_vain = 0
+            if time.monotonic() - looked > _TICK_S:
+                looked = time.monotonic()
+                self._look_after()
+            for receipt, seconds in finished_units(row):
+                self._plan.finished(receipt.unit, sum(seconds.values()))
+                yield Finished(receipt=receipt, seconds=seconds)
 
-    def _read(self, found: queue.SimpleQueue, stopped: threading.Event) -> None:
+    def _read(self) -> None:
         """Runs the stream in a thread of its own, so that the driver can do other things."""
         batches = self._rows.iter_batches(
             batch_size=None, batch_format="pyarrow", prefetch_batches=0
@@ -234,12 +241,12 @@ class UnitStream:
         try:
             with closing(iter(batches)) as rows:
                 for row in rows:
-                    if stopped.is_set():
+                    if self._stopped.is_set():
                         return
-                    found.put(row)
-            found.put(None)
+                    self._found.put(row)
+            self._found.put(None)
         except Exception as error:  # noqa: BLE001  raised again where the stream is iterated
-            found.put(error)
+            self._found.put(error)
 
     def _hand_out(self) -> None:
         bundles = [
