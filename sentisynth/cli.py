@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from sentisynth import __version__
@@ -120,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
         ("report", "write DIR/report.html anew from DIR", _report),
     ):
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("directory", metavar="DIR", type=Path, help="a run directory")
+        sub.add_argument("directory", metavar="DIR", help="a run directory, a path or a URI")
         sub.set_defaults(command=command)
     return parser
 
@@ -135,7 +134,7 @@ def _recipe_command(commands: Any, name: str, text: str) -> argparse.ArgumentPar
     )
     sub.add_argument("recipe", metavar="RECIPE", help="a built-in recipe or a YAML file")
     sub.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
-    sub.add_argument("--out", type=Path, help="run directory (default runs/NAME)")
+    sub.add_argument("--out", help="run directory, a path or a URI (default runs/NAME)")
     assert isinstance(sub, argparse.ArgumentParser)
     return sub
 
@@ -156,10 +155,11 @@ def _recipes(_: argparse.Namespace) -> int:
 
 def _stage(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.recipe, arguments.overrides)
+    from sentisynth.data.storage import location
     from sentisynth.flows.console import Console
     from sentisynth.flows.pipeline import STAGES, opened
 
-    out = arguments.out or Path("runs") / config.name
+    out = location(arguments.out or f"runs/{config.name}")
     console = Console(arguments.progress)
     with opened(config, out, console, arguments.stage, arguments.overwrite) as session:
         for step in STAGES[arguments.stage]:
@@ -169,16 +169,18 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 def _preview(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.recipe, arguments.overrides)
+    from sentisynth.data.storage import location
     from sentisynth.flows.preview import preview
 
-    preview(config, arguments.out or Path("runs") / config.name, arguments.n)
+    preview(config, location(arguments.out or f"runs/{config.name}"), arguments.n)
     return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
+    from sentisynth.data.storage import location
     from sentisynth.flows.check import check_run
 
-    problems = check_run(arguments.directory)
+    problems = check_run(location(arguments.directory))
     for problem in problems:
         print(problem)
     print(f"{arguments.directory}: " + (f"{len(problems)} problems" if problems else "all is well"))
@@ -186,9 +188,10 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    from sentisynth.data.storage import location
     from sentisynth.flows.results import rewrite_report
 
-    print(rewrite_report(arguments.directory))
+    print(rewrite_report(location(arguments.directory)))
     return 0
 
 

@@ -230,3 +230,11 @@ def test_a_terminal_that_was_closed_hears_nothing_and_the_status_is_the_same() -
     done = sentisynth("check", "absent", stdout=terminal, stderr=terminal)
     os.close(terminal)
     assert done.returncode == 2
+
+
+def test_results_for_a_terminal_that_was_closed_end_a_command_without_a_word() -> None:
+    master, terminal = os.openpty()
+    os.close(master)
+    done = sentisynth("recipes", stdout=terminal, stderr=subprocess.PIPE)
+    os.close(terminal)
+    assert done.returncode == 129 and done.stderr == ""

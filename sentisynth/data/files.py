@@ -5,6 +5,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,23 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sentisynth.data.storage import is_remote, put, put_file
 from sentisynth.errors import RunDirectoryError
 
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A file name beside `path` to write to; it takes the final name if the block ends well.
+    """A file to write to, which takes its final name if the block ends well: written beside it
+    and renamed, or on an object store written here and uploaded.
 
     Raises RunDirectoryError, with the reason, where it cannot be written.
     """
+    if is_remote(path):
+        with tempfile.TemporaryDirectory(prefix="sentisynth-") as directory:
+            local = Path(directory) / path.name
+            yield local
+            put_file(local, path)
+        return
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +58,9 @@ def directory_aside(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, data: Any) -> None:
     """Write a file whole or not at all."""
+    if is_remote(path):
+        put(path, data)
+        return
     with aside(path) as temporary:
         temporary.write_bytes(data)
 
@@ -82,6 +94,8 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
+    if is_remote(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

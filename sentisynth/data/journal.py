@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from sentisynth.data.files import write_bytes
 from sentisynth.data.receipts import Receipt
+from sentisynth.data.storage import remove_tree
 from sentisynth.data.units import Unit
 
 DIRECTORY = ".receipts"
@@ -65,10 +66,8 @@ class Journal:
 
     def clear(self) -> None:
         """Remove the files: the pool's manifest holds what they were for."""
-        for path in self._directory.glob("*"):
-            path.unlink()
         if self._directory.is_dir():
-            self._directory.rmdir()
+            remove_tree(self._directory)
 
     def _read(self, path: Path) -> None:
         if not path.stem.isdecimal():

@@ -13,13 +13,13 @@ from sentisynth.data import journal
 from sentisynth.data.files import json_text, sha256_file, write_json
 from sentisynth.data.ledger import Ledger, adds_up
 from sentisynth.data.receipts import Receipt
+from sentisynth.data.storage import STAMP
 from sentisynth.data.units import Unit, read_unit, strange_names, units_on_disk
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
 
 MANIFEST = "manifest.json"
 _ASKED = "asked.json"
-_STAMP = "stage.json"
 _KEYS = {"plan", "unit_size", "rows", "tau", "n_per_class", "asked", "ledger", "files", "sha256"}
 
 
@@ -160,13 +160,13 @@ def _check_surplus(pool: Path, manifest: dict[str, Any]) -> list[str]:
 
 
 def _check_others(pool: Path, files: dict[str, str]) -> list[str]:
-    ours = {pool / MANIFEST, pool / _STAMP, pool / _ASKED, *(pool / name for name in files)}
+    ours = {pool / MANIFEST, pool / STAMP, pool / _ASKED, *(pool / name for name in files)}
     return [
         f"{path} does not belong to a pool"
         for path in sorted(pool.rglob("*"))
         if path.is_file()
         and path not in ours
-        and not path.match("label=*/unit-*.parquet")
+        and not (path.parent.name.startswith("label=") and path.suffix == ".parquet")
         and path.parent.name != journal.DIRECTORY
     ]
 

@@ -2,17 +2,25 @@
 
 import fcntl
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sentisynth.data.files import json_text, sha256_file, write_json
+from sentisynth.data.files import json_text, sha256_file, write_bytes, write_json
+from sentisynth.data.storage import (
+    STAMP,
+    download,
+    is_remote,
+    mirror_of,
+    remove_tree,
+    upload,
+)
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
 
-_STAMP, _CARD = "stage.json", "README.md"
+_STAMP, _CARD = STAMP, "README.md"
+_FILES = ("config.yaml", "metrics.json", "report.html", "mlflow.json")
 STAGES = ("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student")
 _ABSENT = "absent"
 
@@ -26,13 +34,14 @@ class RunDirectory:
     """
 
     def __init__(self, path: Path, overwrite: bool = False) -> None:
-        self.path = path
+        self.uri = path if is_remote(path) else None
+        self.path = mirror_of(path) if is_remote(path) else path
         self._overwrite = overwrite
 
     @property
     def pool(self) -> Path:
-        """Candidates, one file a unit."""
-        return self.path / "pool"
+        """Candidates, one file a unit; under a URI they are not mirrored."""
+        return (self.uri or self.path) / "pool"
 
     @property
     def dataset(self) -> Path:
@@ -41,7 +50,35 @@ class RunDirectory:
 
     def stage(self, name: str) -> Path:
         """The directory of a stage: teacher, generator, corpus, student, …"""
-        return self.path / name
+        return self.pool if name == "pool" else self.path / name
+
+    def shared(self, name: str) -> Path:
+        """A finished stage as other machines find it; see `storage.here`."""
+        return (self.uri or self.path) / name
+
+    def pull(self) -> None:
+        """Mirror the finished stages that lie under the URI, if there is one."""
+        if self.uri is None:
+            return
+        for name in STAGES:
+            if (self.uri / name / _STAMP).is_file():
+                download(self.uri / name, self.path / name)
+        for name in _FILES:
+            if (self.uri / name).is_file():
+                write_bytes(self.path / name, (self.uri / name).read_bytes())
+
+    def push(self, name: str) -> None:
+        """Bring a finished stage to the URI, if there is one."""
+        if self.uri is not None:
+            upload(self.path / name, self.uri / name)
+
+    def push_files(self) -> None:
+        """Bring configuration, figures and report to the URI, if there is one."""
+        if self.uri is None:
+            return
+        for name in _FILES:
+            if (self.path / name).is_file():
+                write_bytes(self.uri / name, (self.path / name).read_bytes())
 
     def read_stamp(self, name: str) -> dict[str, Any] | None:
         """What a finished stage was made from, or None if it is not finished."""
@@ -85,7 +122,7 @@ class RunDirectory:
             told = "" if same else f": {_differences(found, parts)}"
             remedy = "choose another directory with --out, or replace it with --overwrite"
             raise RunDirectoryError(f"{wrong}{told}; {remedy}")
-        shutil.rmtree(self.stage(name))
+        remove_tree(self.stage(name))
         return False
 
     def stamp(self, directory: Path, parts: dict[str, Any], *, is_done: bool = True) -> None:

@@ -65,14 +65,15 @@ class Candidate:
     """Of `named`."""
 
 
-def render_report(run: Path, metrics: dict[str, Any]) -> str:
+def render_report(directory: RunDirectory, metrics: dict[str, Any]) -> str:
     """The page of a run directory from its metrics.json; sections without figures are left out.
 
     Candidates come from the first units of each class, however large the pool. Raises
     RunDirectoryError where one of those, or the pool's manifest, is damaged.
     """
     synthesis = metrics.get("synthesis")
-    candidates = _candidates(run, metrics) if synthesis else []
+    run = directory.path
+    candidates = _candidates(directory, metrics) if synthesis else []
     ledger = synthesis["ledger"] if synthesis else {}
     page: dict[str, Any] = {
         "colours": plots.COLOURS,
@@ -201,9 +202,9 @@ def _screens(ledger: dict[str, Any]) -> dict[str, int]:
     }
 
 
-def _candidates(run: Path, metrics: dict[str, Any]) -> list[list[Candidate]]:
+def _candidates(directory: RunDirectory, metrics: dict[str, Any]) -> list[list[Candidate]]:
     """The first candidates of each class, in index order; none where the pool is not there."""
-    manifest, stamp = read_manifest(run / "pool"), RunDirectory(run).read_stamp("pool")
+    manifest, stamp = read_manifest(directory.pool), directory.read_stamp("pool")
     if manifest is None or stamp is None:
         return []
     labels, synthesis = metrics["labels"], metrics["synthesis"]
@@ -213,7 +214,7 @@ def _candidates(run: Path, metrics: dict[str, Any]) -> list[list[Candidate]]:
     found = []
     for label, name in enumerate(labels):
         n = min(share, synthesis["ledger"][name]["generated"])
-        units = read_receipts(run / "pool", manifest, label, near_duplicates)
+        units = read_receipts(directory.pool, manifest, label, near_duplicates)
         tally = Tally(synthesis["tau"], near_duplicates)
         found.append(list(islice(_judged(units, tally, labels), n)))
     return found

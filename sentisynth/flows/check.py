@@ -27,19 +27,21 @@ def check_run(path: Path) -> list[str]:
     """
     if not path.is_dir():
         raise RunDirectoryError(f"there is no run directory {path}; check the path")
-    config = read_run_config(path)
     directory = RunDirectory(path)
+    directory.pull()
+    path = directory.path
+    config = read_run_config(path)
     problems = [
         problem
         for name in STAGES
         if (path / name).is_dir()
         for problem in _check_stage(directory, name)
     ]
-    if (path / "pool").is_dir():
-        problems += check_pool(path / "pool") + _check_plan(directory)
+    if directory.pool.is_dir():
+        problems += check_pool(directory.pool) + _check_plan(directory)
     if (path / "dataset").is_dir():
         problems += _check_dataset(path / "dataset", config)
-    if not (path / "pool").is_dir() and not (path / "dataset").is_dir():
+    if not directory.pool.is_dir() and not (path / "dataset").is_dir():
         problems.append(f"{path} has neither a pool nor a dataset yet")
     return problems
 

@@ -5,7 +5,6 @@ seed rows ─► teacher, generator ─► [plan ─► generate ─► screen �
 """
 
 import platform
-import re
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import load_corpus
-from sentisynth.errors import RunDirectoryError
+from sentisynth.data.storage import is_remote
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.results import show_results
@@ -79,7 +78,6 @@ STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
 }
 
 
-_URI = re.compile(r"[a-z][a-z0-9+]+:/")  # Path has made one slash of two
 _STARTS_FROM = {
     "run": ("teacher", "generator", "student"),
     "teacher": ("teacher",),
@@ -100,8 +98,6 @@ def opened(
 
     Data and starting models are read before anything is made: a mistake in them costs nothing.
     """
-    if _URI.match(str(out)):
-        raise RunDirectoryError(f"{out} is a URI; run directories are local paths so far")
     corpus = load_corpus(config.data, config.seed)
     for section in _STARTS_FROM.get(command, ()):
         start = getattr(config, section)
@@ -109,8 +105,9 @@ def opened(
             check_fresh(start.model, start.max_length)
         else:
             check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
-    directory = RunDirectory(out.resolve(), overwrite)
+    directory = RunDirectory(out if is_remote(out) else out.resolve(), overwrite)
     with directory.locked():
+        directory.pull()
         if not (directory.path / "config.yaml").is_file():
             write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
@@ -126,6 +123,7 @@ def opened(
                 )
         if command != "evaluate":  # it makes nothing: what was made stands there already
             write_config(config, directory, versions())
+        directory.push_files()
 
 
 def versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
     Raises RunDirectoryError where the teacher or the generator is missing.
     """
     directory, console = RunDirectory(out), Console()
+    directory.pull()
     corpus = read_splits(directory.require("corpus", f"teacher {config.name}"))
     teacher = directory.require("teacher", f"teacher {config.name}")
     generator = directory.require("generator", f"generator {config.name}")

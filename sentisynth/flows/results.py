@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from sentisynth.data.files import read_json, write_text
+from sentisynth.data.run_directory import RunDirectory
 from sentisynth.errors import RunDirectoryError
 from sentisynth.evaluation.report import render_report
 from sentisynth.evaluation.sentences import gain_sentence, synthesis_sentence
@@ -13,7 +14,7 @@ from sentisynth.flows.session import Session
 def show_results(session: Session, metrics: dict[str, Any]) -> None:
     """Print the arms, the gain and where things lie; write report.html."""
     console, path = session.console, session.directory.path
-    write_text(path / "report.html", render_report(path, metrics))
+    write_text(path / "report.html", render_report(session.directory, metrics))
     if metrics["arms"]:
         rows = [
             [
@@ -41,8 +42,13 @@ def show_results(session: Session, metrics: dict[str, Any]) -> None:
 
 def rewrite_report(path: Path) -> Path:
     """Write report.html of a run directory anew from metrics.json, and return its path."""
-    metrics = path / "metrics.json"
+    directory = RunDirectory(path)
+    directory.pull()
+    metrics = directory.path / "metrics.json"
     if not metrics.is_file():
-        raise RunDirectoryError(f"there is no {metrics}; run `sentisynth evaluate` first")
-    write_text(path / "report.html", render_report(path, read_json(metrics)))
+        raise RunDirectoryError(
+            f"there is no {path / 'metrics.json'}; run `sentisynth evaluate` first"
+        )
+    write_text(directory.path / "report.html", render_report(directory, read_json(metrics)))
+    directory.push_files()
     return path / "report.html"

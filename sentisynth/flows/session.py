@@ -47,6 +47,7 @@ class Session:
                 log.params(parts)
                 build(out, log)
                 self.directory.stamp(out, parts)
+            self.directory.push(name)
             log.artifacts(final, name)
         return final
 

@@ -17,6 +17,7 @@ from sentisynth.data.logits import logits_of
 from sentisynth.data.manifest import MANIFEST, read_manifest, read_receipts
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
+from sentisynth.data.storage import is_remote
 from sentisynth.data.units import Unit
 from sentisynth.errors import QuotaError, RunDirectoryError, SentisynthError
 from sentisynth.flows.progress import StreamProgress
@@ -65,7 +66,8 @@ def synthesize(session: Session) -> None:
             _fill(session, reader, plan, done, log)
         manifest = reader.publish()
         log.metrics({"ledger": manifest["ledger"]})
-        log.artifacts(pool / MANIFEST, "pool")
+        if not is_remote(pool):
+            log.artifacts(pool / MANIFEST, "pool")
 
 
 def _tell_recovered(session: Session, reader: PoolReader, n_units: int, seconds: float) -> None:
@@ -120,8 +122,8 @@ def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log:
     splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
     pools = stream_pools(
         config,
-        generator=directory.stage("generator"),
-        teacher=directory.stage("teacher"),
+        generator=directory.shared("generator"),
+        teacher=directory.shared("teacher"),
         pool=directory.pool,
         plan=plan,
         evaluation_texts=[

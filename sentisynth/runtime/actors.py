@@ -12,6 +12,7 @@ import ray
 
 from sentisynth.config.types import RunConfig, ScreensConfig
 from sentisynth.data.receipts import Receipt
+from sentisynth.data.storage import here
 from sentisynth.data.units import Unit, write_unit
 from sentisynth.errors import SentisynthError
 from sentisynth.stages.screen import Screen
@@ -151,7 +152,7 @@ def build_generate(model: Path, config: RunConfig) -> Stage:
     """The first stage: a unit to its candidates."""
     from sentisynth.stages.generate import Generate
 
-    generate = Generate(model, config)
+    generate = Generate(here(model), config)
     return lambda unit, _: generate(unit)
 
 
@@ -165,7 +166,7 @@ def build_verify(model: Path, config: RunConfig) -> Stage:
     """The teacher."""
     from sentisynth.stages.verify import Verify
 
-    verify = Verify(model, config)
+    verify = Verify(here(model), config)
     return lambda _, table: verify(table)
 
 

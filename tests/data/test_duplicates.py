@@ -1,6 +1,9 @@
 import random
+import time
+import tomllib
 from collections import Counter, defaultdict
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +152,12 @@ def test_bands_are_shared_where_minhashes_of_datasketch_are(
         assert ours.max() == theirs.max()
 
 
+def test_the_datasketch_that_is_declared_has_the_scheme() -> None:
+    """`affine32` came with its version 2."""
+    project = Path(__file__).parent.parent.parent / "pyproject.toml"
+    assert "datasketch>=2" in tomllib.loads(project.read_text())["project"]["dependencies"]
+
+
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])
 def test_matches_are_those_of_an_exhaustive_search(
     threshold: float, originals: list[str], mixed: list[str]
@@ -238,3 +247,15 @@ def test_a_text_costs_less_than_400_bytes(threshold: float, originals: list[str]
     for start in range(0, len(texts), 1000):
         index.add_new(sketch(texts[start : start + 1000], threshold))
     assert len(index) == 30_000 and index.nbytes / len(index) < 400
+
+
+def test_texts_with_a_long_common_beginning_are_not_compared_pair_by_pair() -> None:
+    """3,000 texts of 14 common and 6 own words: most pairs are candidates, of a Jaccard of 0.5."""
+    rng, words = random.Random(0), [f"w{i}" for i in range(5000)]
+    start = " ".join(words[:14])
+    texts = [f"{start} {' '.join(rng.choices(words, k=6))}" for _ in range(3000)]
+    sketches = [sketch(texts[at : at + 256], 0.8) for at in range(0, len(texts), 256)]
+    index, started = DuplicateIndex(0.8), time.process_time()
+    for each in sketches:
+        index.add_new(each)
+    assert time.process_time() - started < 8 and len(index) == 3000

@@ -180,6 +180,17 @@ def test_any_flipped_bit_of_a_unit_in_the_manifest_is_noticed(
     assert (finished / "manifest.json").read_bytes() == wanted
 
 
+def test_a_unit_in_the_journal_that_cannot_be_read_is_told_in_a_sentence(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    fill(tmp_path, 0, range(1))
+    recovered(tmp_path, config)
+    FIRST.path(tmp_path).unlink()
+    FIRST.path(tmp_path).mkdir()
+    with pytest.raises(RunDirectoryError, match=r"unit-000000.parquet cannot be read"):
+        recovered(tmp_path, config)
+
+
 def test_a_unit_that_was_made_anew_has_another_receipt_than_the_journal(
     tmp_path: Path, config: RunConfig
 ) -> None:
@@ -290,6 +301,29 @@ def test_what_was_asked_is_kept_while_the_pool_is_at_work_and_then_in_the_manife
 
 
 @pytest.mark.parametrize(
+    "note",
+    [
+        "",
+        "torn",
+        "[]",
+        '{"n_per_class": 30}',
+        '{"n_per_class": 30, "tau": 1, "more": 0}',
+        '{\n  "n_per_class": null,\n  "tau": 1\n}\n',
+        '{"n_per_class": "many", "tau": 1}',
+    ],
+)
+def test_a_note_of_what_was_asked_that_cannot_be_read_is_ignored(
+    finished: Path, config: RunConfig, note: str
+) -> None:
+    wanted = (finished / "manifest.json").read_bytes()
+    (finished / "asked.json").write_text(note)
+    assert check_pool(finished) == []
+    assert recovered(finished, config).is_published
+    assert published(finished, config) == wanted
+    assert not (finished / "asked.json").exists()
+
+
+@pytest.mark.parametrize(
     "damage", [b"", b"{}", b"[]\n", None, b'{\n  "plan": "plan"\n}\n'], ids=repr
 )
 def test_a_damaged_manifest_is_written_anew_as_it_was(
@@ -342,6 +376,17 @@ def test_a_quota_out_of_reach_is_told_once_all_candidates_are_counted(tmp_path: 
         assert reader.exhausted() is None
         reader.offer(receipt)
     assert reader.exhausted() == 1 and reader.horizons() == [3, 3]
+
+
+def test_a_smaller_maximum_than_was_made_is_no_quota_out_of_reach(tmp_path: Path) -> None:
+    for label in (0, 1):
+        fill(tmp_path, label, range(10))
+    published(tmp_path, configured("synthesis.n_per_class=200"))
+    for number in (5, 8):
+        Unit(0, number, SIZE).path(tmp_path).unlink()
+    reader = recovered(tmp_path, configured("synthesis.max_candidates_per_class=60"))
+    assert reader.tallies[0].ledger.accepted == 100
+    assert reader.horizons() == [10, 10] and reader.exhausted() is None
 
 
 def test_horizons_follow_what_is_missing_and_what_is_accepted(tmp_path: Path) -> None:
@@ -421,6 +466,31 @@ def test_check_finds_files_that_are_not_the_manifests(
 def test_check_finds_missing_and_strange_files_at_once(finished: Path) -> None:
     (missing,), (strange,) = deleted(finished), a_file_too_many(finished)
     assert check_pool(finished) == [missing, strange]
+
+
+STRANGE = ["unit-abc.parquet", "unit-²00000.parquet", "unit-1.parquet", "unit-0000001.parquet"]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_check_finds_a_name_that_no_unit_has(finished: Path, name: str) -> None:
+    """Be it another way to write the number of a unit that is there."""
+    path = finished / "label=0" / name
+    path.write_bytes(b"too many")
+    assert check_pool(finished) == [f"{path} is not the name of a unit"]
+    FIRST.path(finished).unlink()
+    assert len(check_pool(finished)) == 2
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_a_name_that_no_unit_has_is_told_and_the_file_kept(
+    tmp_path: Path, config: RunConfig, name: str
+) -> None:
+    fill(tmp_path, 0, range(1))
+    path = tmp_path / "label=0" / name
+    FIRST.path(tmp_path).rename(path)
+    with pytest.raises(RunDirectoryError, match=f"{name} is not the name of a unit; remove it"):
+        recovered(tmp_path, config)
+    assert path.is_file()
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,9 @@ def test_a_receipt_comes_back_from_arrow_as_it_was(rows: list[Row], near_duplica
 
 
 def test_a_receipt_is_found_among_others() -> None:
-    receipts = [Receipt.of(pool_rows(rows), UNIT, "ab" * 32, 0.8) for rows in (SOME, SOME[::-1])]
+    """Whether or not they have screened or scored rows."""
+    kinds = (SOME, SOME[::-1], ALL, NONE)
+    receipts = [Receipt.of(pool_rows(rows), UNIT, "ab" * 32, 0.8) for rows in kinds]
     table = pa.concat_tables(receipt.to_arrow() for receipt in receipts)
     for i, receipt in enumerate(receipts):
         assert same(Receipt.from_arrow(table.slice(i, 1)), receipt)

@@ -194,7 +194,7 @@ def metrics(run: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def html(run: Path, metrics: dict[str, Any]) -> str:
-    return render_report(run, metrics)
+    return render_report(RunDirectory(run), metrics)
 
 
 ALL = ["arms", "training", "confusion", "synthesis", "samples", "sources"]
@@ -257,7 +257,7 @@ def test_every_reference_inside_the_page_has_one_target(html: str) -> None:
 
 def test_generated_text_and_class_names_are_shown_not_obeyed(tmp_path: Path) -> None:
     labels = ("<b>bad</b>", "$x_1$ & <script>")
-    html = render_report(tmp_path, finished(tmp_path, labels))
+    html = render_report(RunDirectory(tmp_path), finished(tmp_path, labels))
     page = Page(html)
     assert ACTIVE in page.text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in html
@@ -289,7 +289,7 @@ def test_every_reason_has_its_words() -> None:
 
 
 def test_a_text_of_an_earlier_unit_is_no_accepted_sample(tmp_path: Path) -> None:
-    text = Page(render_report(tmp_path, synthesised(tmp_path, repeated=True))).text
+    text = Page(render_report(RunDirectory(tmp_path), synthesised(tmp_path, repeated=True))).text
     accepted, rejected = text.split("Accepted negative")[1].split("Rejected", 1)
     assert accepted.count("a fine film about a dog") == 2  # once a class
     assert "duplicate 8 in all" in rejected
@@ -303,7 +303,7 @@ def test_of_a_large_pool_only_the_first_candidates_are_read(
     metrics = synthesised(tmp_path)
     Unit(0, 1, SIZE).path(tmp_path / "pool").write_bytes(b"never looked at")
     monkeypatch.setattr(report, "_CANDIDATES_OF_CLASS", (5, 5))
-    text = Page(render_report(tmp_path, metrics)).text
+    text = Page(render_report(RunDirectory(tmp_path), metrics)).text
     assert "from the first candidates of each class, at most 5" in text
     assert "one more fine film" not in text
 
@@ -322,7 +322,7 @@ def test_what_was_not_run_is_left_out(
     run: Path, metrics: dict[str, Any], absent: set[str], sections: list[str]
 ) -> None:
     kept = {name: value for name, value in metrics.items() if name not in absent}
-    page = Page(render_report(run, {"arms": [], **kept}))
+    page = Page(render_report(RunDirectory(run), {"arms": [], **kept}))
     assert page.sections() == sections
     assert ("No classifier has been trained yet" in page.text) == ("arms" in absent)
 
@@ -332,18 +332,18 @@ def test_metrics_without_the_stages_directories_still_make_a_page(
 ) -> None:
     teacher = {**metrics, "arms": metrics["arms"][:1]}
     del teacher["gain"]
-    page = Page(render_report(tmp_path, teacher))
+    page = Page(render_report(RunDirectory(tmp_path), teacher))
     assert page.sections() == [name for name in ALL if name != "samples"]
     assert "The teacher reaches" in page.text
     assert "No student has been trained yet." in page.text
 
 
 def test_the_same_run_is_the_same_page(run: Path, metrics: dict[str, Any], html: str) -> None:
-    assert render_report(run, metrics) == html
+    assert render_report(RunDirectory(run), metrics) == html
 
 
 def test_many_classes_with_long_names(tmp_path: Path) -> None:
     labels = tuple(f"a name of a class that goes on and on, number {i}" for i in range(9))
-    text = Page(render_report(tmp_path, finished(tmp_path, labels))).text
+    text = Page(render_report(RunDirectory(tmp_path), finished(tmp_path, labels))).text
     assert "Synthetic rows: 36 in 9 classes, from 144 candidates" in text
     assert all(text.count(name) > 4 for name in labels)

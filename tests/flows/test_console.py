@@ -90,6 +90,17 @@ def test_with_rays_progress_ours_is_quiet(capsys: pytest.CaptureFixture[str]) ->
     assert console.shows_ray and capsys.readouterr().err == "✓ C  0:00  3 of 4\n"
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_a_stage_that_fails_says_so(style: Style, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="wrong"), Console(style).stage("C  synthesis"):
+        raise ValueError("wrong")
+    err = capsys.readouterr().err
+    if style == "json":
+        assert [(e["event"], e["stage"]) for e in entries(err)][1:] == [("failed", "C  synthesis")]
+    else:
+        assert err.splitlines()[-1] == "x C  synthesis  0:00  "
+
+
 class Terminal:
     """A pseudo-terminal as standard error, that can be closed while it is written to."""
 
@@ -98,7 +109,13 @@ class Terminal:
         self.stream = os.fdopen(slave, "w")
 
     def read(self) -> str:
-        return os.read(self._master, 1 << 16).decode()
+        """All that was written; no more can be. A single read may return a part of it."""
+        self.stream.close()
+        shown = b""
+        with suppress(OSError):  # the end
+            while part := os.read(self._master, 1 << 16):
+                shown += part
+        return shown.decode()
 
     def close(self) -> None:
         os.close(self._master)
@@ -125,6 +142,28 @@ def test_on_a_terminal_the_line_is_redrawn(monkeypatch: pytest.MonkeyPatch) -> N
         screen.close()
     assert "\x1b[2K" in shown and shown.count("3 of 4") >= 2
     assert shown.splitlines()[-1].endswith("C  synthesis\x1b[0m  0:00  3 of 4")
+
+
+def test_on_a_terminal_a_stage_that_fails_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    with terminal(monkeypatch) as screen:
+        with pytest.raises(ValueError, match="wrong"), Console("line").stage("C  synthesis"):
+            raise ValueError("wrong")
+        shown = screen.read()
+        screen.close()
+    assert shown.splitlines()[-1].endswith("C  synthesis\x1b[0m  0:00  ")
+
+
+def test_for_machines_a_terminal_shows_no_more_than_the_objects(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with terminal(monkeypatch) as screen:
+        console = Console("json")
+        with console.stage("C"):
+            console.progress("1 of 2", {"accepted": 1})
+            time.sleep(0.4)  # in which a line for people would be redrawn
+        shown = screen.read()
+        screen.close()
+    assert [e["event"] for e in entries(shown)] == ["started", "progress", "finished"]
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -1,0 +1,133 @@
+"""Object stores: a run directory under a URI is mirrored on this machine, stage by stage.
+
+The pool is read and written where it is, one PUT a file. Every other stage is made in the mirror
+and uploaded when it is done, its stamp last; a machine that needs one fetches it into its cache.
+URIs are those of fsspec (s3://, gs://, …), whose packages and credentials are the user's.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from sentisynth.errors import RunDirectoryError
+
+STAMP = "stage.json"
+_CACHE = "SENTISYNTH_CACHE"
+
+
+def location(text: str) -> Path:
+    """A local path, or the path of a URI, which behaves like one. Raises RunDirectoryError."""
+    if "://" not in text:
+        return Path(text)
+    from upath import UPath
+
+    scheme = text.split("://", 1)[0]
+    try:
+        with answering(text):  # listings that are remembered would miss what other processes wrote
+            return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
+    except (ImportError, ValueError):
+        raise RunDirectoryError(
+            f"{text} cannot be used: {scheme}:// needs its fsspec package, for example "
+            f"`pip install s3fs` for s3://"
+        ) from None
+
+
+def is_remote(path: Path) -> bool:
+    """Whether a path is that of a URI."""
+    return not isinstance(path, Path)
+
+
+@contextmanager
+def answering(place: object) -> Iterator[None]:
+    """Say in a sentence that a store does not answer as it should."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunDirectoryError(f"{place} cannot be used: {reason}") from error
+
+
+def put(path: Path, data: Any) -> None:
+    """One PUT: the object is there whole, or not at all."""
+    remote = cast(Any, path)
+    with answering(path):
+        remote.fs.pipe_file(remote.path, bytes(data))
+
+
+def put_file(local: Path, path: Path) -> None:
+    """Upload a file; it appears under its name when it is complete."""
+    remote = cast(Any, path)
+    with answering(path):
+        remote.fs.put_file(str(local), remote.path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, or all objects below a prefix."""
+    if not is_remote(path):
+        shutil.rmtree(path)
+        return
+    remote = cast(Any, path)
+    with answering(path):
+        remote.fs.rm(remote.path, recursive=True)
+
+
+def mirror_of(uri: Path) -> Path:
+    """The directory of this machine that mirrors a run directory under a URI."""
+    return _cache() / "runs" / _digest(str(uri))
+
+
+def upload(local: Path, remote: Path) -> None:
+    """Put a finished stage's files in place of what is there, the stamp last."""
+    if remote.exists():
+        remove_tree(remote)
+    files = [path for path in sorted(local.rglob("*")) if path.is_file()]
+    for path in sorted(files, key=lambda path: path.name == STAMP):
+        put_file(path, remote / path.relative_to(local).as_posix())
+
+
+def download(remote: Path, local: Path) -> None:
+    """Fetch a finished stage, unless what is here has the same stamp."""
+    with answering(remote):
+        stamp = (remote / STAMP).read_bytes()
+        here = local / STAMP
+        if here.is_file() and here.read_bytes() == stamp:
+            return
+        aside = Path(tempfile.mkdtemp(dir=_made(local.parent), prefix=".fetched-"))
+        for path in remote.rglob("*"):
+            if path.is_file():
+                target = aside / path.relative_to(remote).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+    shutil.rmtree(local, ignore_errors=True)
+    aside.replace(local)
+
+
+def here(stage: Path) -> Path:
+    """A finished stage as a directory of this machine: itself, or fetched once a machine."""
+    if not is_remote(stage):
+        return stage
+    local = _cache() / "stages" / _digest(str(stage))
+    with (_made(local.parent) / f"{local.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        download(stage, local)
+    return local
+
+
+def _cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(_CACHE) or Path(home) / "sentisynth")
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

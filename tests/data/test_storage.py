@@ -1,0 +1,127 @@
+"""Run directories under URIs, on a server that speaks the S3 protocol on loopback."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sentisynth.config.types import RunConfig
+from sentisynth.data.files import sha256_file, write_json
+from sentisynth.data.manifest import check_pool, read_manifest
+from sentisynth.data.pool import PoolReader
+from sentisynth.data.run_directory import RunDirectory
+from sentisynth.data.storage import here, is_remote, location
+from sentisynth.data.units import Unit, units_on_disk
+from sentisynth.errors import RunDirectoryError
+from tests.data.test_pool import SIZE, config, fill  # noqa: F401  a fixture
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of an empty bucket."""
+    from moto.server import ThreadedMotoServer
+
+    settings = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = {name: os.environ.get(name) for name in (*settings, "AWS_ENDPOINT_URL")}
+    os.environ.update(settings, AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    try:
+        location("s3://runs").mkdir()
+        yield "s3://runs"
+    finally:
+        server.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SENTISYNTH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def test_a_pool_on_s3_has_the_bytes_of_one_on_disk(
+    bucket: str,
+    tmp_path: Path,
+    config: RunConfig,  # noqa: F811
+) -> None:
+    manifests = []
+    for pool in (location(f"{bucket}/one/pool"), tmp_path / "pool"):
+        for label in (0, 1):
+            fill(pool, label, range(3))
+        reader = PoolReader(pool, config, "plan")
+        reader.recover()
+        reader.publish()
+        assert check_pool(pool) == []
+        assert [(u.label, u.number) for u in units_on_disk(pool, SIZE)] == [
+            (label, number) for label in (0, 1) for number in range(2)
+        ]
+        manifests.append((pool / "manifest.json").read_bytes())
+    assert manifests[0] == manifests[1]
+
+
+def test_damage_on_s3_is_found_and_mended_alone(bucket: str, config: RunConfig) -> None:  # noqa: F811
+    pool = location(f"{bucket}/two/pool")
+    for label in (0, 1):
+        fill(pool, label, range(2))
+    reader = PoolReader(pool, config, "plan")
+    reader.recover()
+    reader.publish()
+    manifest = (pool / "manifest.json").read_bytes()
+    unit = Unit(1, 0, SIZE).path(pool)
+    data = bytearray(unit.read_bytes())
+    data[np.random.default_rng(1).integers(len(data))] ^= 4
+    unit.write_bytes(bytes(data))
+    Unit(0, 1, SIZE).path(pool).unlink()
+    assert len(check_pool(pool)) == 2
+    again = PoolReader(pool, config, "plan")
+    assert again.recover() == {Unit(0, 0, SIZE), Unit(1, 1, SIZE)} and again.n_damaged == 1
+    fill(pool, 1, range(1))
+    fill(pool, 0, range(1, 2))
+    last = PoolReader(pool, config, "plan")
+    last.recover()
+    last.publish()
+    assert (pool / "manifest.json").read_bytes() == manifest and read_manifest(pool) is not None
+
+
+def test_the_journal_makes_a_restart_quick_on_s3_too(bucket: str, config: RunConfig) -> None:  # noqa: F811
+    pool = location(f"{bucket}/three/pool")
+    fill(pool, 0, range(2))
+    PoolReader(pool, config, "plan").recover()
+    reader = PoolReader(pool, config, "plan")
+    assert reader.journal.get(Unit(0, 0, SIZE)) is not None
+    assert reader.recover() == {Unit(0, 0, SIZE), Unit(0, 1, SIZE)}
+
+
+def test_a_stage_is_mirrored_and_fetched_once(bucket: str, cache: Path) -> None:
+    directory = RunDirectory(location(f"{bucket}/four"))
+    made = directory.path / "teacher"
+    write_json(made / "config.json", {"a": 1})
+    write_json(made / "predictions" / "test.json", [1])
+    directory.stamp(made, {"seed": 1})
+    directory.push("teacher")
+
+    another = RunDirectory(location(f"{bucket}/four"))
+    another.path = cache / "elsewhere"
+    another.pull()
+    assert another.is_done("teacher", {"seed": 1})
+    fetched = here(another.shared("teacher"))
+    assert sha256_file(fetched / "config.json") == sha256_file(made / "config.json")
+    before = (fetched / "config.json").stat().st_mtime_ns
+    assert (here(another.shared("teacher")) / "config.json").stat().st_mtime_ns == before
+
+
+def test_what_is_no_store_is_told_in_a_sentence(bucket: str) -> None:
+    assert not is_remote(location("runs/x")) and is_remote(location(f"{bucket}/x"))
+    with pytest.raises(RunDirectoryError, match="needs its fsspec package"):
+        location("nonsense://bucket/run")
+    with pytest.raises(RunDirectoryError, match="cannot be used"):
+        write_json(location("s3://no-such-bucket/run/file.json"), {})
