@@ -7,14 +7,16 @@
 place of the models; everything else is the real thing: plan, Ray Data, Parquet files, receipts,
 duplicates, ledger. Prints candidates a second, and the driver's memory as the plan goes on.
 
-`efficiency`: the models of a finished run. Times generation alone, verification alone (plain
-processes, as many as the stream has actors, no Ray), the stream, and a free-running Ray Data
-pipeline of the same stages without units, receipts, ledger or order, that writes whatever comes.
+`efficiency`: the models of a finished run. Times generation alone and verification alone (plain
+processes without Ray; on CPUs one a core, on GPUs as many as the stream has actors), the stream,
+and a free-running Ray Data pipeline of the same stages without units, receipts, ledger or order,
+that hands on whatever comes.
 """
 
 import argparse
 import json
 import multiprocessing as mp
+import os
 import resource
 import shutil
 import statistics
@@ -27,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from environment import environment
 
 from sentisynth import schema
@@ -194,15 +197,17 @@ def efficiency(arguments: argparse.Namespace) -> dict[str, Any]:
                 seed_texts=[],
             )
         }
+    cores = len(os.sched_getaffinity(0))
+    processes = placed if torch.cuda.is_available() else dict.fromkeys(placed, cores)
     tables = None
     for _ in range(arguments.repeats):
         seconds, made = alone(
-            partial(build_generate, run / "generator", config), units, None, placed["generate"]
+            partial(build_generate, run / "generator", config), units, None, processes["generate"]
         )
         tables = tables or dict(zip(units, screened(config, texts, made), strict=True))
         found["generation alone"].append(seconds)
         seconds, _ = alone(
-            partial(build_verify, run / "teacher", config), units, tables, placed["verify"]
+            partial(build_verify, run / "teacher", config), units, tables, processes["verify"]
         )
         found["verification alone"].append(seconds)
         with connected():

@@ -154,8 +154,9 @@ def test_three_named_classes_with_numbers_for_names_fill_the_corpus(tmp_path: Pa
     assert sorted(set(corpus.seed["labels"].to_pylist())) == [0, 1, 2]
 
 
-def test_a_run_directory_is_a_local_path(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "is a URI" in refused(["run", "quickstart", "--out", "s3://bucket/run"], capsys)
+def test_a_uri_of_no_known_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(["run", "quickstart", "--out", "nonsense://bucket/run"], capsys)
+    assert "needs its fsspec package" in told
 
 
 def test_a_store_that_cannot_be_used_is_named(

@@ -77,7 +77,8 @@ def recorded(pool: Path, asked: Asked) -> Asked:
     manifest = readable_manifest(pool)
     told = [] if manifest is None else [Asked(**manifest["asked"])]
     try:
-        told.append(Asked(**json.loads((pool / _ASKED).read_text(encoding="utf-8"))))
+        note = Asked(**json.loads((pool / _ASKED).read_text(encoding="utf-8")))
+        told.append(Asked(n_per_class=int(note.n_per_class), tau=float(note.tau)))
         known = max(one.n_per_class for one in told), max(one.tau for one in told)
     except (FileNotFoundError, ValueError, TypeError):  # it guards surplus units, no more
         known = (told[0].n_per_class, told[0].tau) if told else (0, 0.0)
@@ -166,7 +167,7 @@ def _check_others(pool: Path, files: dict[str, str]) -> list[str]:
         for path in sorted(pool.rglob("*"))
         if path.is_file()
         and path not in ours
-        and not (path.parent.name.startswith("label=") and path.suffix == ".parquet")
+        and not (path.name.startswith("unit-") and path.suffix == ".parquet")
         and path.parent.name != journal.DIRECTORY
     ]
 

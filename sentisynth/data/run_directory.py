@@ -10,6 +10,7 @@ from typing import Any
 from sentisynth.data.files import json_text, sha256_file, write_bytes, write_json
 from sentisynth.data.storage import (
     STAMP,
+    answering,
     download,
     is_remote,
     mirror_of,
@@ -60,12 +61,13 @@ class RunDirectory:
         """Mirror the finished stages that lie under the URI, if there is one."""
         if self.uri is None:
             return
-        for name in STAGES:
-            if (self.uri / name / _STAMP).is_file():
-                download(self.uri / name, self.path / name)
-        for name in _FILES:
-            if (self.uri / name).is_file():
-                write_bytes(self.path / name, (self.uri / name).read_bytes())
+        with answering(self.uri):
+            for name in STAGES:
+                if (self.uri / name / _STAMP).is_file():
+                    download(self.uri / name, self.path / name)
+            for name in _FILES:
+                if (self.uri / name).is_file():
+                    write_bytes(self.path / name, (self.uri / name).read_bytes())
 
     def push(self, name: str) -> None:
         """Bring a finished stage to the URI, if there is one."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from sentisynth.errors import RunDirectoryError
+from sentisynth.errors import RunDirectoryError, SentisynthError
 
 STAMP = "stage.json"
 _CACHE = "SENTISYNTH_CACHE"
@@ -29,8 +29,9 @@ def location(text: str) -> Path:
 
     scheme = text.split("://", 1)[0]
     try:
-        with answering(text):  # listings that are remembered would miss what other processes wrote
-            return cast(Path, UPath(text.rstrip("/"), use_listings_cache=False))
+        path = UPath(text.rstrip("/"), use_listings_cache=False)  # other processes write there too
+        path.fs  # noqa: B018  imports the package
+        return cast(Path, path)
     except (ImportError, ValueError):
         raise RunDirectoryError(
             f"{text} cannot be used: {scheme}:// needs its fsspec package, for example "
@@ -48,7 +49,9 @@ def answering(place: object) -> Iterator[None]:
     """Say in a sentence that a store does not answer as it should."""
     try:
         yield
-    except OSError as error:
+    except SentisynthError:
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise RunDirectoryError(f"{place} cannot be used: {reason}") from error
 
@@ -58,6 +61,16 @@ def put(path: Path, data: Any) -> None:
     remote = cast(Any, path)
     with answering(path):
         remote.fs.pipe_file(remote.path, bytes(data))
+
+
+def probe(path: Path) -> None:
+    """Raise RunDirectoryError unless files can be written, read and removed under a URI."""
+    file = path / ".probe"
+    put(file, b"probe")
+    with answering(path):
+        if file.read_bytes() != b"probe":
+            raise RunDirectoryError(f"{path} does not give back what was written")
+        file.unlink()
 
 
 def put_file(local: Path, path: Path) -> None:

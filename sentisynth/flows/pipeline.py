@@ -15,7 +15,7 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import load_corpus
-from sentisynth.data.storage import is_remote
+from sentisynth.data.storage import is_remote, probe
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.results import show_results
@@ -105,6 +105,8 @@ def opened(
             check_fresh(start.model, start.max_length)
         else:
             check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
+    if is_remote(out):
+        probe(out)
     directory = RunDirectory(out if is_remote(out) else out.resolve(), overwrite)
     with directory.locked():
         directory.pull()

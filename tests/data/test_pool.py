@@ -324,6 +324,18 @@ def test_a_note_of_what_was_asked_that_cannot_be_read_is_ignored(
 
 
 @pytest.mark.parametrize(
+    "note", ['{"n_per_class": null, "tau": 1}', '{"n_per_class": "many", "tau": 1}']
+)
+def test_a_note_with_other_types_is_written_anew_while_the_pool_is_at_work(
+    tmp_path: Path, config: RunConfig, note: str
+) -> None:
+    fill(tmp_path, 0, range(1))
+    (tmp_path / "asked.json").write_text(note)
+    recovered(tmp_path, config)
+    assert json.loads((tmp_path / "asked.json").read_text()) == {"n_per_class": 30, "tau": 0.5}
+
+
+@pytest.mark.parametrize(
     "damage", [b"", b"{}", b"[]\n", None, b'{\n  "plan": "plan"\n}\n'], ids=repr
 )
 def test_a_damaged_manifest_is_written_anew_as_it_was(

@@ -150,7 +150,7 @@ def test_on_a_terminal_a_stage_that_fails_says_so(monkeypatch: pytest.MonkeyPatc
             raise ValueError("wrong")
         shown = screen.read()
         screen.close()
-    assert shown.splitlines()[-1].endswith("C  synthesis\x1b[0m  0:00  ")
+    assert shown.splitlines()[-1].endswith("x \x1b[0m\x1b[1mC  synthesis\x1b[0m  0:00  ")
 
 
 def test_for_machines_a_terminal_shows_no_more_than_the_objects(
