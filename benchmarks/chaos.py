@@ -179,7 +179,7 @@ def _one_run(
             restarted = False
         time.sleep(choose.uniform(0, 4))
         seen = n_units
-        for _ in range(choose.choice([1, 1, 2, 3, 4, 5])):
+        for _ in range(choose.choice([1, 2, 3, 4, 5, 6])):
             kind = choose.choices([*SHARES], [*SHARES.values()])[0]
             if driver.poll() is not None or found.kills.total() >= kills:
                 break

@@ -262,7 +262,7 @@ def screened(config: RunConfig, texts: tuple[list[str], list[str]], made: list) 
 
 
 def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> float:
-    """Seconds from the moment all actors have worked to the last file."""
+    """Seconds for the units in the middle of a stream that has begun before and goes on after."""
     n_labels, size = len(config.data.labels), config.synthesis.unit_size
     with tempfile.TemporaryDirectory(prefix="stream-") as directory:
         pool = Path(directory)
@@ -276,9 +276,9 @@ def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> float:
             seed_texts=texts[1],
         )
         reader = PoolReader(pool, config, "plan")
-        warm = 2 * pools[0].placed.max_actors
+        warm = 4 * pools[0].placed.max_actors
         stream = UnitStream(pools, n_labels=n_labels, size=size, done=set())
-        stream.want([warm] * n_labels)
+        stream.want([warm + n_units] * n_labels)
         n, started = 0, 0.0
         with stream:
             for finished in stream:
@@ -287,10 +287,9 @@ def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> float:
                 n += 1
                 reader.journal.add(finished.receipt)
                 reader.offer(finished.receipt)
-                if n == warm * n_labels:
+                if n == warm:
                     started = time.monotonic()
-                    stream.want([warm + n_units // n_labels] * n_labels)
-                if n == warm * n_labels + n_units:
+                if n == warm + n_units:
                     return time.monotonic() - started
     raise AssertionError("the stream ended early")
 
@@ -311,7 +310,7 @@ class Free:
 def free_running(
     run: Path, config: RunConfig, texts: Any, n_units: int, placed: dict[str, int]
 ) -> float:
-    """The same stages in a plain Ray Data pipeline; seconds from the first row block on."""
+    """The same stages in a plain Ray Data pipeline; seconds for blocks in its middle."""
     import ray
 
     pools = stream_pools(
@@ -325,7 +324,8 @@ def free_running(
     )[:3]
     warm = 4 * placed["generate"]
     blocks = [
-        pa.table({"n": [n], "size": [config.synthesis.unit_size]}) for n in range(warm + n_units)
+        pa.table({"n": [n], "size": [config.synthesis.unit_size]})
+        for n in range(2 * warm + n_units)
     ]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -347,7 +347,9 @@ def free_running(
     for n, _ in enumerate(batches, start=1):
         if n == warm:
             started = time.monotonic()
-    return time.monotonic() - started
+        if n == warm + n_units:
+            return time.monotonic() - started
+    raise AssertionError("the pipeline ended early")
 
 
 def spread(values: list[float]) -> str:
