@@ -43,6 +43,10 @@ class Journal:
         table, row = self._known[unit]
         return Receipt.from_arrow(table.slice(row, 1))
 
+    def forget(self) -> None:
+        """Let go of what was read; the files stay."""
+        self._known.clear()
+
     def add(self, receipt: Receipt) -> None:
         """Keep a receipt; it is on disk within seconds, if receipts keep coming."""
         self._new.append(receipt.to_arrow())

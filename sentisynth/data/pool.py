@@ -66,6 +66,7 @@ class PoolReader:
         for leftover in self._pool.glob("label=*/.unit-*.tmp"):
             leftover.unlink()
         self.journal.flush()
+        self.journal.forget()
         return kept
 
     def offer(self, receipt: Receipt) -> None:

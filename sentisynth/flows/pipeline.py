@@ -18,9 +18,10 @@ from sentisynth.data.splits import load_corpus
 from sentisynth.data.storage import is_remote, probe
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
+from sentisynth.flows.dataset import build_dataset
 from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, write_config
-from sentisynth.flows.synthesize import build_dataset, synthesize
+from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
 from sentisynth.models.classifier import FRESH, check_fresh
 from sentisynth.models.loading import check_length, resolve_model

@@ -1,38 +1,26 @@
-"""Stages C and D: fill the pool until each label has its quota, then select the dataset."""
+"""Stage C: fill the pool until each label has its quota."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
-import torch
 
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
-from sentisynth.data.files import sha256_file, write_json, write_table, write_text
-from sentisynth.data.logits import logits_of
-from sentisynth.data.manifest import MANIFEST, read_manifest, read_receipts
+from sentisynth.data.manifest import MANIFEST
 from sentisynth.data.pool import PoolReader
-from sentisynth.data.select import real_rows, select, split_synthetic, synthetic_rows
 from sentisynth.data.storage import is_remote
 from sentisynth.data.units import Unit
-from sentisynth.errors import QuotaError, RunDirectoryError, SentisynthError
+from sentisynth.errors import QuotaError, SentisynthError
+from sentisynth.flows.parts import dataset_parts, plan_parts
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
-from sentisynth.flows.training import control_tokens
-from sentisynth.generation.engine import check_generator, engine_of
+from sentisynth.generation.engine import check_generator
 from sentisynth.models.classifier import check_verifier
-from sentisynth.models.loading import autocast_dtype, model_digest
-from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.stream import UnitStream, stream_pools
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.seeding import fingerprint
 from sentisynth.training.jobs import read_splits
 
-_CODE_VERSION = 2  # raise it when the same plan would give other bytes
 _LOG_EVERY_S = 10.0
 
 
@@ -77,44 +65,6 @@ def _tell_recovered(session: Session, reader: PoolReader, n_units: int, seconds:
     session.console.event(
         "recovered", told, units=n_units, damaged=reader.n_damaged, seconds=seconds
     )
-
-
-def plan_parts(session: Session) -> dict[str, Any]:
-    """What decides the bytes of a unit. τ and the quota do not: they are decided afterwards."""
-    config, directory = session.config, session.directory
-    synthesis = config.synthesis
-    teacher = directory.require("teacher", f"teacher {config.name}")
-    generator = directory.require("generator", f"generator {config.name}")
-    gpus = cluster_resources().gpus
-    pools = (synthesis.generate_pool, synthesis.verify_pool)
-    devices = ["cuda" if (p.gpus is None and gpus) or p.gpus else "cpu" for p in pools]
-    return {
-        "code": _CODE_VERSION,
-        "seed": config.seed,
-        "corpus": fingerprint(directory.read_stamp("corpus")),
-        "teacher": model_digest(teacher),
-        "generator": model_digest(generator),
-        "control_tokens": control_tokens(config),
-        "prompts": [list(config.prompts(label)) for label in range(len(config.data.labels))],
-        "teacher_max_length": config.teacher.max_length,
-        "lowercase": config.data.lowercase,
-        "synthesis": {
-            "unit_size": synthesis.unit_size,
-            "engine": engine_of(generator, synthesis.engine),
-            "precision": [_precision(synthesis.precision, device) for device in devices],
-            "threads": [pool.threads for pool in pools],
-            "devices": devices,
-            "sampling": synthesis.sampling.model_dump(mode="json"),
-            "screens": synthesis.screens.model_dump(mode="json"),
-        },
-    }
-
-
-def _precision(precision: str, device: str) -> str:
-    """What `auto` comes to on a CPU like the driver's; GPUs may not be the driver's to ask."""
-    if precision != "auto" or device == "cuda":
-        return precision
-    return "fp32" if autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
 
 
 def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log: StageLog) -> None:
@@ -198,85 +148,4 @@ def _why_hopeless(config: RunConfig, reader: PoolReader, label: int) -> str:
         f"(synthesis.max_candidates_per_class={config.synthesis.max_candidates_per_class}); "
         f"the commonest reason is {cause} ({n}): raise the maximum, lower synthesis.tau or "
         f"synthesis.n_per_class, or train a better generator; what was made is kept"
-    )
-
-
-def build_dataset(session: Session) -> None:
-    """Stage D: apply τ, the quota, T, β and the split to the pool."""
-    config, directory = session.config, session.directory
-    synthesis, distil = config.synthesis, config.distil
-    title = f"D  dataset: τ {synthesis.tau:g}, β {distil.beta:g}, T {distil.temperature:g}"
-
-    def build(out: Path, log: StageLog) -> None:
-        manifest = read_manifest(directory.pool)
-        if manifest is None:
-            raise RunDirectoryError(
-                f"the pool in {directory.path} is not finished; run `sentisynth synthesize "
-                f"{config.name}` first"
-            )
-        labels, near = range(len(config.data.labels)), synthesis.screens.near_duplicates
-        chosen, ledgers = select(
-            (read_receipts(directory.pool, manifest, label, near) for label in labels),
-            tau=synthesis.tau,
-            n_per_class=synthesis.n_per_class,
-            near_duplicates=near,
-        )
-        tables = split_synthetic(
-            synthetic_rows(chosen, beta=distil.beta, temperature=distil.temperature), config.seed
-        )
-        corpus = read_splits(directory.stage("corpus"))
-        real = {
-            name: real_rows(table, _teacher_logits(session, name), temperature=distil.temperature)
-            for name, table in corpus.items()
-        }
-        tables["train"] = pa.concat_tables([real["seed"], tables["train"]])
-        tables |= {name: real[name] for name in ("validation", "test")}
-        for name, table in tables.items():
-            path = out / f"{name}.parquet"
-            write_table(path, table)
-            log.dataset(name, directory.dataset / path.name, sha256_file(path), table.num_rows)
-        log.metrics({name: {"rows": table.num_rows} for name, table in tables.items()})
-        write_text(out / "README.md", _card(session, tables))
-        names = config.data.labels
-        write_json(
-            out / "ledger.json",
-            {name: ledger.as_dict() for name, ledger in zip(names, ledgers, strict=True)},
-        )
-
-    session.do("dataset", title, dataset_parts(session), build)
-
-
-def dataset_parts(session: Session) -> dict[str, Any]:
-    """What decides the dataset: the pool's plan, and what is decided about the pool."""
-    config = session.config
-    return {
-        "code": 1,
-        "plan": fingerprint(plan_parts(session)),
-        "tau": config.synthesis.tau,
-        "n_per_class": config.synthesis.n_per_class,
-        "beta": config.distil.beta,
-        "temperature": config.distil.temperature,
-    }
-
-
-def _teacher_logits(session: Session, split: str) -> Any:
-    path = session.directory.stage("teacher") / "predictions" / f"{split}.parquet"
-    return logits_of(pq.read_table(path), schema.LOGITS)
-
-
-def _card(session: Session, tables: dict[str, pa.Table]) -> str:
-    config = session.config
-    rows = "\n".join(f"| `{name}.parquet` | {table.num_rows:,} |" for name, table in tables.items())
-    return (
-        f"# {config.name}: dataset\n\n"
-        f"Real rows of `{config.data.source}` and rows made by a generator and verified by a "
-        f"teacher (sentisynth, seed {config.seed}). Classes: {', '.join(config.data.labels)}.\n\n"
-        f"| file | rows |\n| --- | --- |\n{rows}\n\n"
-        f"`train` joins {config.data.n_seed:,} real rows with 90 % of the synthetic ones. "
-        f"`validation` and `test` are real rows only. The other two hold 5 % of the synthetic rows "
-        f"each: they measure drift of the generator and are never used to judge a student.\n\n"
-        f"Columns: `text`; `labels` (the class's position); `soft_labels`, the teacher's "
-        f"softmax(logits / {config.distil.temperature:g}); `weights`, 1 for real and "
-        f"{config.distil.beta:g} for synthetic rows; `is_synth`; `candidate_id`, the row of the "
-        f"pool. A synthetic row was accepted at τ = {config.synthesis.tau:g}.\n"
     )

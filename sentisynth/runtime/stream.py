@@ -185,7 +185,7 @@ class UnitStream:
     def waiting_for(self) -> str:
         """Why nothing finishes, as far as one can tell."""
         now = cluster_resources()
-        if (now.cpus, now.gpus) < (self._resources.cpus, self._resources.gpus):
+        if now.cpus < self._resources.cpus or now.gpus < self._resources.gpus:
             return (
                 f"the cluster has {now.cpus:g} CPUs and {now.gpus:g} GPUs left of "
                 f"{self._resources.cpus:g} and {self._resources.gpus:g}"

@@ -1,5 +1,8 @@
 """The pipeline where it differs from the quickstart: three classes, two workers, another engine."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentisynth.cli import main
+from sentisynth.data.storage import location
 from tests.conftest import QUICK, reviews
+from tests.data.test_storage import bucket  # noqa: F401  a fixture
 
 
 @pytest.mark.slow
@@ -41,3 +46,26 @@ def test_three_classes_two_workers_and_transformers_engine(
     synthetic = rows.filter(rows["is_synth"])
     assert np.bincount(synthetic["labels"].to_numpy()).tolist() == [9, 9, 9]
     assert all(len(row) == 3 for row in rows["soft_labels"].to_pylist())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_run_on_s3_has_the_bytes_of_one_on_disk(
+    bucket: str,  # noqa: F811
+    tmp_path: Path,
+    quick_overrides: list[str],
+    finished_run: Path,
+) -> None:
+    out = f"{bucket}/quick"
+    environment = {**os.environ, "SENTISYNTH_CACHE": str(tmp_path / "cache")}
+    for command in (["run", "quickstart", *quick_overrides, "--out", out], ["check", out]):
+        done = subprocess.run(
+            [sys.executable, "-m", "sentisynth.cli", *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    manifest = (location(out) / "pool" / "manifest.json").read_bytes()
+    assert manifest == (finished_run / "pool" / "manifest.json").read_bytes()
+    assert (location(out) / "report.html").is_file()
