@@ -254,7 +254,10 @@ def digests(run: Path) -> dict[str, str]:
 
 def _compare(out: Path, calm: Path, trace: Path, wanted: dict[str, str], found: Found) -> None:
     made = digests(out)
-    found.files_different += sum(made.get(f) != wanted.get(f) for f in {*made, *wanted})
+    different = [f for f in sorted({*made, *wanted}) if made.get(f) != wanted.get(f)]
+    found.files_different += len(different)
+    for name in different:
+        say(f"differs: {name}")
     for part in ("pool", "dataset"):
         ids, expected = candidates(out / part), candidates(calm / part)
         found.rows_lost += len(set(expected) - set(ids))

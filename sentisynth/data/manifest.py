@@ -54,6 +54,7 @@ def publish(
         for unit in list(units_on_disk(pool, synthesis.unit_size)):
             if unit not in digests:
                 unit.path(pool).unlink()
+    remove_leftovers(pool)
     manifest = {
         "plan": plan,
         "unit_size": synthesis.unit_size,
@@ -70,6 +71,12 @@ def publish(
     write_json(pool / MANIFEST, manifest)
     (pool / _ASKED).unlink(missing_ok=True)
     return manifest
+
+
+def remove_leftovers(pool: Path) -> None:
+    """Remove what writers that were killed before the rename have left beside the units."""
+    for leftover in pool.glob("label=*/.unit-*.tmp"):
+        leftover.unlink(missing_ok=True)
 
 
 def recorded(pool: Path, asked: Asked) -> Asked:

@@ -7,7 +7,7 @@ from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.journal import Journal
 from sentisynth.data.ledger import Tally
-from sentisynth.data.manifest import Asked, publish, readable_manifest, recorded
+from sentisynth.data.manifest import Asked, publish, readable_manifest, recorded, remove_leftovers
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.units import Unit, has_sha256, plan_of, read_unit, units_on_disk
 from sentisynth.errors import ModelError, RunDirectoryError
@@ -63,8 +63,7 @@ class PoolReader:
             else:
                 kept.add(unit)
                 self.offer(receipt)
-        for leftover in self._pool.glob("label=*/.unit-*.tmp"):
-            leftover.unlink()
+        remove_leftovers(self._pool)
         self.journal.flush()
         self.journal.forget()
         return kept

@@ -607,3 +607,15 @@ def test_what_was_quarantined_ends_the_next_command_too_unless_more_is_allowed(
     assert n_units(tmp_path) == 1
     reader = recovered(tmp_path, configured("synthesis.max_quarantined=0.02"))
     assert reader.tallies[0].ledger.counts == {schema.NON_FINITE: 20}
+
+
+def test_what_a_killed_writer_left_is_gone_when_the_pool_is_published(
+    tmp_path: Path, config: RunConfig
+) -> None:
+    for label in (0, 1):
+        fill(tmp_path, label, range(2))
+    reader = recovered(tmp_path, config)
+    leftover = tmp_path / "label=0" / ".unit-000001.parquet.12ab34cd.tmp"
+    leftover.write_bytes(b"half")
+    reader.publish()
+    assert not leftover.exists() and check_pool(tmp_path) == []
