@@ -58,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        if error.errno == errno.EIO and error.filename is None:  # the terminal was closed
+        if error.errno == errno.EIO:  # what a closed terminal answers, or a disk
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 128 + signal.SIGHUP
+            return _told(f"an input or output failed: {error}", 128 + signal.SIGHUP)
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         place = f" ({error.filename})" if error.filename else ""

@@ -130,7 +130,7 @@ class ScreensConfig(Config):
 
 class PoolConfig(Config):
     min_actors: PositiveInt = 1
-    """Actors to start with where `max_actors` is given; the pool grows as they have much to do."""
+    """Actors to start with; a pool for which nothing else is set is started whole."""
     max_actors: PositiveInt | None = None
     """Null: one a GPU of the cluster, or one a CPU for generation where there is no GPU."""
     gpus: Annotated[float, Field(ge=0, le=64)] | None = None

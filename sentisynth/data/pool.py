@@ -167,7 +167,8 @@ class PoolReader:
         if found is None:
             return None
         receipt = Receipt.of(found[0], unit, found[1], self._near_duplicates)
-        self.journal.add(receipt)
+        if self._published is None:  # else the manifest knows it, and the pool stays as it is
+            self.journal.add(receipt)
         return receipt
 
     def _refuse_another_plan(self, unit: Unit) -> None:

@@ -70,9 +70,14 @@ class RunDirectory:
                     write_bytes(self.path / name, (self.uri / name).read_bytes())
 
     def push(self, name: str) -> None:
-        """Bring a finished stage to the URI, if there is one."""
-        if self.uri is not None:
-            upload(self.path / name, self.uri / name)
+        """Bring a finished stage to the URI, if there is one and it is not there yet."""
+        if self.uri is None:
+            return
+        with answering(self.uri):
+            stamp = self.uri / name / _STAMP
+            if stamp.is_file() and stamp.read_bytes() == (self.path / name / _STAMP).read_bytes():
+                return
+        upload(self.path / name, self.uri / name)
 
     def push_files(self) -> None:
         """Bring configuration, figures and report to the URI, if there is one."""
@@ -126,6 +131,12 @@ class RunDirectory:
             raise RunDirectoryError(f"{wrong}{told}; {remedy}")
         remove_tree(self.stage(name))
         return False
+
+    def refuse_others(self, name: str, parts: dict[str, Any]) -> None:
+        """Raise as `is_done` would; nothing is removed, told to overwrite or not."""
+        found = self.readable_stamp(name)
+        if found is not None and not self._overwrite:
+            self.is_done(name, parts)
 
     def stamp(self, directory: Path, parts: dict[str, Any], *, is_done: bool = True) -> None:
         """Say what the stage in `directory` is made from; of one that is done, its files' sha256

@@ -1,5 +1,6 @@
 """`sentisynth check`: is a run directory what it says it is?"""
 
+import tempfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from sentisynth.config.load import read_run_config
 from sentisynth.config.types import RunConfig
 from sentisynth.data.manifest import check_pool, readable_manifest
 from sentisynth.data.run_directory import STAGES, RunDirectory
+from sentisynth.data.storage import answering
 from sentisynth.data.text import normal_form
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
@@ -28,7 +30,15 @@ def check_run(path: Path) -> list[str]:
     if not path.is_dir():
         raise RunDirectoryError(f"there is no run directory {path}; check the path")
     directory = RunDirectory(path)
-    directory.pull()
+    if directory.uri is None:
+        return _check(directory)
+    with tempfile.TemporaryDirectory(prefix="sentisynth-") as fresh, answering(path):
+        directory.path = Path(fresh)  # not the mirror: what lies under the URI is looked at
+        directory.pull()
+        return _check(directory)
+
+
+def _check(directory: RunDirectory) -> list[str]:
     path = directory.path
     config = read_run_config(path)
     problems = [

@@ -40,6 +40,7 @@ class Session:
         """
         final = self.directory.stage(name)
         if self.directory.is_done(name, parts):
+            self.directory.push(name)  # a run may have ended before
             self.console.skipped(title)
             return final
         with self.stage(name, title) as log:

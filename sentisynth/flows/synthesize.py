@@ -10,7 +10,7 @@ from sentisynth.data.manifest import MANIFEST
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.storage import is_remote
 from sentisynth.data.units import Unit
-from sentisynth.errors import QuotaError, SentisynthError
+from sentisynth.errors import QuotaError, SentisynthError, TrackingError
 from sentisynth.flows.parts import dataset_parts, plan_parts
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
@@ -36,12 +36,12 @@ def synthesize(session: Session) -> None:
     check_generator(directory.stage("generator"), config)
     check_verifier(directory.stage("teacher"), len(config.data.labels))
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
-    known = directory.readable_stamp("pool") is not None  # else the units say what they are of
-    if not known or not directory.is_done("pool", parts):  # refuses a pool of another plan
-        directory.stamp(pool, parts, is_done=False)
-    directory.is_done("dataset", dataset_parts(session))  # refuses before hours of work
+    stamped = directory.readable_stamp("pool") is not None and directory.is_done("pool", parts)
+    directory.refuse_others("dataset", dataset_parts(session))  # before hours of work
     reader, started = PoolReader(pool, config, plan), time.monotonic()
-    done = reader.recover()
+    done = reader.recover()  # where the stamp is gone, the units say what they are of
+    if not stamped:
+        directory.stamp(pool, parts, is_done=False)
     if done or reader.n_damaged:
         _tell_recovered(session, reader, len(done), time.monotonic() - started)
     if reader.is_published:
@@ -69,6 +69,9 @@ def _tell_recovered(session: Session, reader: PoolReader, n_units: int, seconds:
 
 def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log: StageLog) -> None:
     config, directory = session.config, session.directory
+    short = reader.exhausted()
+    if short is not None:  # known from what earlier runs made
+        raise QuotaError(_why_hopeless(config, reader, short))
     splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
     pools = stream_pools(
         config,
@@ -113,7 +116,8 @@ def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log:
             tell()
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()
-                log.metrics({"stream": progress.figures()}, step=progress.units)
+                with suppress(TrackingError):  # no reason to end a stream; told at its end
+                    log.metrics({"stream": progress.figures()}, step=progress.units)
 
 
 @contextmanager
@@ -121,19 +125,16 @@ def _kept_at_the_end(
     reader: PoolReader, log: StageLog, progress: StreamProgress, tell: Callable[[], None]
 ) -> Iterator[None]:
     """Write the journal and the last figures, whatever ends the block; its error comes first."""
-
-    def keep() -> None:
-        tell()
-        reader.journal.flush()
-        log.metrics({"stream": progress.figures()}, step=progress.units)
-
     try:
         yield
     except BaseException:
         with suppress(SentisynthError):
-            keep()
+            tell()
+            reader.journal.flush()
         raise
-    keep()
+    tell()
+    reader.journal.flush()
+    log.metrics({"stream": progress.figures()}, step=progress.units)
 
 
 def _why_hopeless(config: RunConfig, reader: PoolReader, label: int) -> str:

@@ -154,8 +154,9 @@ def _place_pool(pool: PoolConfig, cpus: float, gpus: float, actors_a_cpu: float)
         most = pool.max_actors or max(pool.min_actors, int(cpus * actors_a_cpu), 1)
         share = _SHARE_OF_CPUS * cpus / (2 * most)
     own_cpus = pool.cpus if pool.cpus is not None else max(0.01, round(min(share, 1.0), 2))
-    # a pool that is sized by the cluster is started whole; one with a maximum grows up to it
-    least = most if pool.max_actors is None else pool.min_actors
+    # a pool that is sized by the cluster alone is started whole; another one grows
+    is_sized_here = pool.max_actors is None and pool.cpus is None and pool.gpus is None
+    least = most if is_sized_here else pool.min_actors
     return PoolPlacement(min_actors=least, max_actors=most, cpus=own_cpus, gpus=own_gpus)
 
 

@@ -51,7 +51,7 @@ from sentisynth.runtime.ray_cluster import (
 )
 
 _TICK_S = 1.0
-_LONGEST_END_S = 120.0  # that units at work may take to finish when no more are wanted
+_LONGEST_END_S = 600.0  # that units at work may take to finish when no more are wanted
 _HOPELESS_RESTARTS = 10  # of actors, a pool's largest size each, without a finished unit
 
 
@@ -204,10 +204,18 @@ class UnitStream:
         """End the stream. Units at work are finished, unless the process is told to stop."""
         if not ray.is_initialized():
             return
+        ends_well = kind is None or issubclass(kind, SentisynthError)
+        deadline = time.monotonic() + (_LONGEST_END_S if ends_well else 0)
         self._mailbox.close.remote()
-        if kind is None or issubclass(kind, SentisynthError):
-            self._reader.join(_LONGEST_END_S)
+        while self._reader.is_alive() and time.monotonic() < deadline:
+            self._reader.join(_TICK_S)
+            self._mailbox.close.remote()  # again: a mailbox that was restarted is open
         self._stopped.set()
+        if kind is None and self._reader.is_alive():
+            raise PlacementError(
+                f"units at work did not finish within {_LONGEST_END_S:.0f} s after the last that "
+                f"was wanted; what was made is kept: run the same command again"
+            )
 
     def __iter__(self) -> Iterator[Finished | None]:
         """Units in the order in which they finish; None when a second brought none."""
