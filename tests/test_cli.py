@@ -233,9 +233,11 @@ def test_a_terminal_that_was_closed_hears_nothing_and_the_status_is_the_same() -
     assert done.returncode == 2
 
 
-def test_results_for_a_terminal_that_was_closed_end_a_command_without_a_word() -> None:
+def test_results_for_a_terminal_that_was_closed_end_a_command_with_a_sentence() -> None:
     master, terminal = os.openpty()
     os.close(master)
     done = sentisynth("recipes", stdout=terminal, stderr=subprocess.PIPE)
     os.close(terminal)
-    assert done.returncode == 129 and done.stderr == ""
+    assert done.returncode == 129
+    assert done.stderr.startswith("sentisynth: an input or output failed")
+    assert len(done.stderr.splitlines()) == 1
