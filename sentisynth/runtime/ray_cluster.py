@@ -14,6 +14,11 @@ from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
+_QUIET = {  # nobody reads the reports of a session without a dashboard
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_metrics_report_interval_ms": "3600000",
+}
 SCREEN_CPUS = 0.1
 WRITE_CPUS = 0.05
 _MOST_CPUS_BESIDE_A_GPU = 4
@@ -40,6 +45,8 @@ def connected() -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
     try:
         with _native_notes_hidden(), signals.kept():
             ray.init(**options)

@@ -86,16 +86,16 @@ class Tracker:
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         from mlflow import MlflowClient
 
-        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # what they say is raised, too
+            logging.getLogger(name).setLevel(logging.CRITICAL)
 
         own = directory / "mlflow"
         given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         is_own = given is None
-        if is_own:
-            own.mkdir(parents=True, exist_ok=True)
         self.uri = uri = given or f"sqlite:///{own / 'mlflow.db'}"
         with _store(uri):
+            if is_own:
+                _make_store(own / "mlflow.db")
             self._client = MlflowClient(tracking_uri=uri)
             self._experiment = self._experiment_id(
                 config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
@@ -127,13 +127,12 @@ class Tracker:
 
     @contextmanager
     def _ending(self, run_id: str) -> Iterator[None]:
-        from mlflow.exceptions import MlflowException
-
         try:
             yield
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
-            with suppress(MlflowException):  # what happened in the block is what matters
+            # what happened in the block is what matters
+            with suppress(TrackingError), _store(self.uri):
                 self._client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
             raise
         with _store(self.uri):
@@ -171,14 +170,30 @@ class Tracker:
         return run_id
 
 
+def _make_store(file: Path) -> None:
+    """Make an empty store aside, then rename: one that is cut off in the making stays unusable."""
+    from mlflow import MlflowClient
+
+    if file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for left in file.parent.glob(f".{file.name}-*"):
+        left.unlink()
+    # a name of its own each time: MLflow keeps connections by name, to removed files as well
+    aside = file.with_name(f".{file.name}-{time.time_ns()}")
+    MlflowClient(tracking_uri=f"sqlite:///{aside}").search_experiments(max_results=1)
+    aside.rename(file)
+
+
 @contextmanager
 def _store(uri: str) -> Iterator[None]:
     """Say in a sentence what a store that cannot be used answers."""
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
         yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         reason = " ".join(str(error).split())[:300]
         raise TrackingError(
             f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"

@@ -6,6 +6,7 @@ import pty
 import shutil
 import signal
 import subprocess
+import sys
 import termios
 from collections.abc import Iterator
 from pathlib import Path
@@ -93,7 +94,7 @@ def test_a_closed_terminal(models: Path, calm: dict[str, str], quick_overrides: 
     assert digests(models) == calm
 
 
-def test_a_full_disk(
+def test_a_disk_that_is_full_from_the_start(
     finished_run: Path,
     small_disk: Path,
     calm: dict[str, str],
@@ -101,37 +102,96 @@ def test_a_full_disk(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = copied(finished_run, small_disk / "run")
-    filler = small_disk / "filler"
-    room = shutil.disk_usage(small_disk).free - 600_000  # for the store of MLflow and few units
-    with filler.open("wb") as file:
-        file.write(bytes(room))
+    filler = fill(small_disk, 600_000)  # not enough for MLflow's store
     assert main(command(quick_overrides, run)) == 2
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith("sentisynth: ") and "No space left on device" in told[-1], told
-    assert not any("Traceback" in line for line in told)
+    assert told[-1].startswith("sentisynth: ") and "is full" in told[-1], told
+    assert not any("Traceback" in line for line in told), "\n".join(told)
     filler.unlink()
     assert main(command(quick_overrides, run)) == 0
     assert digests(run) == calm
 
 
+def test_a_disk_that_becomes_full(
+    finished_run: Path, small_disk: Path, calm: dict[str, str], quick_overrides: list[str]
+) -> None:
+    run = copied(finished_run, small_disk / "run")
+    with start(command(quick_overrides, run)) as process:
+        wait_for_units(run, process, 1)
+        filler = fill(small_disk, 0)
+        told = process.stderr.read().splitlines()
+    assert process.returncode == 2, told[-20:]
+    assert told[-1].startswith("sentisynth: "), told[-20:]
+    assert "No space left on device" in told[-1] or "is full" in told[-1], told[-20:]
+    assert not any("Traceback" in line for line in told), "\n".join(told)
+    filler.unlink()
+    assert main(command(quick_overrides, run)) == 0
+    assert digests(run) == calm
+
+
+def fill(disk: Path, left: int) -> Path:
+    """A file that leaves so many bytes of the disk."""
+    filler = disk / "filler"
+    with filler.open("wb") as file:
+        for size in (2**20, 2**12):
+            while shutil.disk_usage(disk).free - left >= size:
+                file.write(bytes(size))
+                file.flush()
+    return filler
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <time.h>
+
+static long shift(void) {
+    struct stat found;
+    return stat(CLOCK_FILE, &found) == 0 ? -3600 : 0;
+}
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int status = real(clock, now);
+    if (clock == CLOCK_REALTIME) now->tv_sec += shift();
+    return status;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+    struct timespec found;
+    int status = clock_gettime(CLOCK_REALTIME, &found);
+    now->tv_sec = found.tv_sec;
+    now->tv_usec = found.tv_nsec / 1000;
+    return status;
+}
+time_t time(time_t *now) {
+    struct timespec found;
+    clock_gettime(CLOCK_REALTIME, &found);
+    if (now) *now = found.tv_sec;
+    return found.tv_sec;
+}
+"""
+
+
 def test_a_clock_that_is_set_back(
     models: Path, calm: dict[str, str], quick_overrides: list[str], tmp_path: Path
 ) -> None:
-    """The driver and its actors see an hour earlier from one moment to the next (libfaketime)."""
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-    if library is None:
-        pytest.skip("needs libfaketime")
-    clock = tmp_path / "clock"
-    clock.write_text("+0\n")
-    settings = {
-        "LD_PRELOAD": str(library),
-        "FAKETIME_TIMESTAMP_FILE": str(clock),
-        "FAKETIME_NO_CACHE": "1",
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-    }
-    with start(command(quick_overrides, models), env={**os.environ, **settings}) as process:
+    """The driver, its actors and Ray see an hour earlier from one moment to the next."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("needs a C compiler")
+    source, library, switch = (tmp_path / name for name in ("clock.c", "clock.so", "switch"))
+    source.write_text(CLOCK)
+    build = [compiler, "-shared", "-fPIC", "-O1", f'-DCLOCK_FILE="{switch}"', "-o", str(library)]
+    subprocess.run([*build, str(source), "-ldl"], check=True)
+    environment = {**os.environ, "LD_PRELOAD": str(library)}
+    now = [sys.executable, "-c", "import time; print(time.time())"]
+    before = float(subprocess.check_output(now, env=environment))
+    with start(command(quick_overrides, models), env=environment) as process:
         wait_for_units(models, process, 2)
-        clock.write_text("-3600\n")
+        switch.touch()
+        assert float(subprocess.check_output(now, env=environment)) < before
         told = process.stderr.read()
     assert process.returncode == 0, told[-2000:]
     assert digests(models) == calm
