@@ -160,12 +160,13 @@ class SynthesisConfig(Config):
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Share of a class's candidates that the teacher may fail to score (logits that are not finite,
     a text that its tokenizer refuses) before the run ends; up to that they are counted and kept."""
-    unit_size: Annotated[int, Field(ge=1, le=65536)] = 256
-    """Candidates of a unit: one batch, one file."""
+    unit_size: Annotated[int, Field(ge=0, le=65536)] = 0
+    """Candidates of a unit: one batch, one file. 0 takes what fits an actor's memory: up to 256 on
+    a CPU, up to 4096 on a GPU; the pool remembers what it was."""
     engine: Literal["auto", "batch", "transformers"] = "auto"
     """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of generation and verification; auto is bf16 on GPUs that have it."""
+    precision: Precision = "auto"
+    """Arithmetic of generation and verification; auto is bf16 where the hardware multiplies it."""
     sampling: SamplingConfig = SamplingConfig()
     screens: ScreensConfig = ScreensConfig()
     generate_pool: PoolConfig = PoolConfig()

@@ -2,16 +2,15 @@
 
 from typing import Any
 
-import torch
-
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
-from sentisynth.generation.engine import engine_of
-from sentisynth.models.loading import autocast_dtype, model_digest
-from sentisynth.runtime.ray_cluster import cluster_resources
+from sentisynth.generation.engine import engine_of, rows_that_fit
+from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
-_CODE_VERSION = 2  # raise it when the same plan would give other bytes
+_CODE_VERSION = 3  # raise it when the same plan would give other bytes
+_SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
+_MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 
 
 def plan_parts(session: Session) -> dict[str, Any]:
@@ -20,9 +19,8 @@ def plan_parts(session: Session) -> dict[str, Any]:
     synthesis = config.synthesis
     teacher = directory.require("teacher", f"teacher {config.name}")
     generator = directory.require("generator", f"generator {config.name}")
-    gpus = cluster_resources().gpus
+    facts = session.devices
     pools = (synthesis.generate_pool, synthesis.verify_pool)
-    devices = ["cuda" if (p.gpus is None and gpus) or p.gpus else "cpu" for p in pools]
     return {
         "code": _CODE_VERSION,
         "seed": config.seed,
@@ -34,22 +32,37 @@ def plan_parts(session: Session) -> dict[str, Any]:
         "teacher_max_length": config.teacher.max_length,
         "lowercase": config.data.lowercase,
         "synthesis": {
-            "unit_size": synthesis.unit_size,
+            "unit_size": unit_size(session),
             "engine": engine_of(generator, synthesis.engine),
-            "precision": [_precision(synthesis.precision, device) for device in devices],
+            "precision": [
+                device.precision if synthesis.precision == "auto" else synthesis.precision
+                for device in facts
+            ],
             "threads": [pool.threads for pool in pools],
-            "devices": devices,
+            "devices": [device.name or device.kind for device in facts],
             "sampling": synthesis.sampling.model_dump(mode="json"),
             "screens": synthesis.screens.model_dump(mode="json"),
         },
     }
 
 
-def _precision(precision: str, device: str) -> str:
-    """What `auto` comes to on a CPU like the driver's; GPUs may not be the driver's to ask."""
-    if precision != "auto" or device == "cuda":
-        return precision
-    return "fp32" if autocast_dtype("auto", torch.device("cpu")) is None else "bf16"
+def unit_size(session: Session) -> int:
+    """Candidates of a unit, chosen from the memory of an actor where the configuration leaves it
+    open. A pool that was begun keeps its own.
+    """
+    config, directory = session.config, session.directory
+    if config.synthesis.unit_size:
+        return config.synthesis.unit_size
+    begun = (directory.readable_stamp("pool") or {}).get("synthesis", {}).get("unit_size")
+    if begun is not None:
+        return int(begun)
+    device, placed = session.devices[0], session.placement.generate
+    generator = directory.require("generator", f"generator {config.name}")
+    if device.kind == "cuda":
+        share = device.memory * min(placed.gpus, 1.0)
+        return rows_that_fit(generator, config, int(_SHARE_OF_GPU * share), _MOST_ON_GPU)
+    share = device.memory / placed.max_actors
+    return rows_that_fit(generator, config, int(_SHARE_OF_RAM * share), _MOST_ON_CPU)
 
 
 def dataset_parts(session: Session) -> dict[str, Any]:

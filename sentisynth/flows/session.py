@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,13 @@ from sentisynth.data.files import directory_aside, write_text
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import Corpus
 from sentisynth.flows.console import Console
+from sentisynth.models.loading import DeviceFacts
+from sentisynth.runtime.ray_cluster import (
+    Placement,
+    cluster_resources,
+    facts_of_an_actor,
+    place_stream,
+)
 from sentisynth.runtime.tracking import StageLog, Tracker
 from sentisynth.seeding import fingerprint
 
@@ -26,6 +34,16 @@ class Session:
     directory: RunDirectory
     tracker: Tracker
     console: Console
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where generation and verification run. Raises PlacementError."""
+        return place_stream(self.config.synthesis, cluster_resources())
+
+    @cached_property
+    def devices(self) -> tuple[DeviceFacts, DeviceFacts]:
+        """What an actor of generation and one of verification work on."""
+        return facts_of_an_actor(self.placement.generate), facts_of_an_actor(self.placement.verify)
 
     def do(
         self,

@@ -30,8 +30,8 @@ def synthesize(session: Session) -> None:
     Finished units are kept whatever happens; the same command does the rest. Raises QuotaError,
     with the counts and the likely cause, if `max_candidates_per_class` does not suffice.
     """
-    config, directory = session.config, session.directory
-    parts = plan_parts(session)
+    directory, parts = session.directory, plan_parts(session)
+    config = _with_unit_size(session.config, parts["synthesis"]["unit_size"])
     plan, pool = fingerprint(parts), directory.pool
     check_generator(directory.stage("generator"), config)
     check_verifier(directory.stage("teacher"), len(config.data.labels))
@@ -51,7 +51,7 @@ def synthesize(session: Session) -> None:
         log.params(parts)
         if not reader.all_full:
             (pool / MANIFEST).unlink(missing_ok=True)
-            _fill(session, reader, plan, done, log)
+            _fill(session, config, reader, plan, done, log)
         manifest = reader.publish()
         log.metrics({"ledger": manifest["ledger"]})
         if not is_remote(pool):
@@ -67,8 +67,20 @@ def _tell_recovered(session: Session, reader: PoolReader, n_units: int, seconds:
     )
 
 
-def _fill(session: Session, reader: PoolReader, plan: str, done: set[Unit], log: StageLog) -> None:
-    config, directory = session.config, session.directory
+def _with_unit_size(config: RunConfig, size: int) -> RunConfig:
+    synthesis = config.synthesis.model_copy(update={"unit_size": size})
+    return config.model_copy(update={"synthesis": synthesis})
+
+
+def _fill(
+    session: Session,
+    config: RunConfig,
+    reader: PoolReader,
+    plan: str,
+    done: set[Unit],
+    log: StageLog,
+) -> None:
+    directory = session.directory
     short = reader.exhausted()
     if short is not None:  # known from what earlier runs made
         raise QuotaError(_why_hopeless(config, reader, short))

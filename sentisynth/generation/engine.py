@@ -11,10 +11,13 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from sentisynth.config.types import RunConfig, SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
-from sentisynth.generation.batch_engine import BatchEngine, check_config
+from sentisynth.generation.batch_engine import BatchEngine
+from sentisynth.generation.gpt2 import check_config
 from sentisynth.generation.hf_engine import TransformersEngine
 from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
-from sentisynth.models.loading import autocast_dtype, best_device, load_tokenizer
+from sentisynth.models.loading import best_device, inference_dtype, load_tokenizer
+
+_LONGEST_PROMPT, _LEAST_ROWS = 32, 8
 
 
 class Engine(Protocol):
@@ -49,7 +52,7 @@ class UnitGenerator:
     def __init__(self, path: Path, config: RunConfig) -> None:
         model, self._tokenizer = load_sampler(path)
         device = best_device()
-        dtype = autocast_dtype(config.synthesis.precision, device) or torch.float32
+        dtype = inference_dtype(config.synthesis.precision, device)
         self.engine_name = choose_engine(config.synthesis.engine, model.config.model_type)
         self._engine = ENGINES[self.engine_name](model.to(device).eval(), self._tokenizer, dtype)
         self._config = config
@@ -81,6 +84,28 @@ def choose_engine(name: str, model_type: str) -> str:
 def engine_of(path: Path, name: str) -> str:
     """The engine that runs the model in `path`; its weights are not read."""
     return choose_engine(name, AutoConfig.from_pretrained(path, local_files_only=True).model_type)
+
+
+def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int) -> int:
+    """The largest batch, a power of two up to `most`, that the generator in `path` can run in so
+    many bytes. An estimate from above; raises ModelError if not even eight rows fit.
+    """
+    model = AutoConfig.from_pretrained(path, local_files_only=True)
+    width, layers = model.hidden_size, model.num_hidden_layers
+    weights = 4 * (model.vocab_size + 12 * layers * width) * width
+    longest = config.synthesis.sampling.max_new_tokens + _LONGEST_PROMPT
+    # keys and values, logits with what the sampler makes of them, activations; four bytes each
+    row = 4 * (2 * layers * width * longest + 4 * model.vocab_size + 32 * width)
+    size = most
+    while size > _LEAST_ROWS and weights + size * row > memory:
+        size //= 2
+    if weights + size * row > memory:
+        raise ModelError(
+            f"the generator in {path} needs about {(weights + size * row) / 2**30:.1f} GiB for "
+            f"{size} rows; an actor has {memory / 2**30:.1f} GiB: take a smaller model, or give "
+            f"actors more (synthesis.generate_pool.gpus, max_actors)"
+        )
+    return size
 
 
 def check_generator(path: Path, config: RunConfig) -> None:

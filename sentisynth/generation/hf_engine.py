@@ -43,4 +43,4 @@ class TransformersEngine:
                 pad_token_id=self._pad_id,
                 eos_token_id=self._eos_id,
             )
-        return [until_end(row, self._eos_id) for row in out[:, len(prompt) :].tolist()]
+        return until_end(out[:, len(prompt) :], self._eos_id)

@@ -12,6 +12,7 @@ import ray
 from sentisynth import signals
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
+from sentisynth.models.loading import DeviceFacts, device_facts
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
 _QUIET = {  # nobody reads the reports of a session without a dashboard
@@ -123,6 +124,14 @@ def cluster_resources() -> Resources:
         node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
         node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),
     )
+
+
+def facts_of_an_actor(placed: PoolPlacement) -> DeviceFacts:
+    """Of the device that an actor of this pool gets; asked there if it has a GPU, else here."""
+    if not placed.gpus:
+        return device_facts()
+    ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(device_facts)
+    return ray.get(ask.remote())
 
 
 def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:

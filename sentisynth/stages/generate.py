@@ -10,6 +10,9 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.text import clean
 from sentisynth.data.units import Unit
 from sentisynth.generation.engine import UnitGenerator
+from sentisynth.models.loading import memory_guarded
+
+_REMEDY = "lower synthesis.unit_size, or give actors more (generate_pool.gpus, max_actors)"
 
 
 class Generate:
@@ -22,7 +25,8 @@ class Generate:
 
     def __call__(self, unit: Unit) -> pa.Table:
         """The candidates of a unit as a `schema.POOL` table, not screened, not scored."""
-        made = self._generate(unit)
+        with memory_guarded(f"generation of {unit.size} rows", _REMEDY):
+            made = self._generate(unit)
         return pa.table(
             {
                 schema.CANDIDATE_ID: unit.candidate_ids(),

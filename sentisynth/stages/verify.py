@@ -10,8 +10,10 @@ import torch
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.models.classifier import load_verifier, score, tokenize
-from sentisynth.models.loading import autocast_dtype, best_device
+from sentisynth.models.linear import lay_out
+from sentisynth.models.loading import best_device, inference_dtype, memory_guarded
 
+_REMEDY = "give actors more (synthesis.verify_pool.gpus, max_actors)"
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,8 +28,8 @@ class Verify:
         torch.set_num_threads(config.synthesis.verify_pool.threads)
         device = best_device()
         loaded, self._tokenizer = load_verifier(model, len(config.data.labels))
-        self._model = loaded.to(device)
-        self._autocast = autocast_dtype(config.synthesis.precision, device)
+        dtype = inference_dtype(config.synthesis.precision, device)
+        self._model = lay_out(loaded.to(device), dtype)
         self._max_length = config.teacher.max_length
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -43,7 +45,8 @@ class Verify:
                 readable.append(i)
                 ids.append(row)
         pad_id = self._tokenizer.pad_token_id
-        scored = score(self._model, ids, pad_id=pad_id, autocast=self._autocast)
+        with memory_guarded(f"verification of {len(ids)} rows", _REMEDY):
+            scored = score(self._model, ids, pad_id=pad_id)
         for i, row in zip(readable, scored, strict=True):
             if np.isfinite(row).all():
                 logits[i] = row

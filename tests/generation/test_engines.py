@@ -1,7 +1,11 @@
+import copy
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from sentisynth.config.load import load_config
 from sentisynth.config.types import SamplingConfig
@@ -9,12 +13,24 @@ from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.generation.engine import ENGINES, UnitGenerator, check_generator, choose_engine
+from sentisynth.generation.gpt2 import Decoder
+from sentisynth.generation.graphs import GraphedSteps, batch_sizes
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.generator import load_generator, load_sampler
+from sentisynth.seeding import candidate_uniforms
 from tests.conftest import RESOURCES
 
 SAMPLING = SamplingConfig(max_new_tokens=20, temperature=1.0, top_k=40)
 PROMPT = [0, 17, 230]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Steps of one row are too short to share."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -22,22 +38,87 @@ def mini():
     return load_sampler(RESOURCES / "gpt2-mini")
 
 
-def test_greedy_tokens_equal_those_of_transformers(mini) -> None:
+def test_greedy_tokens_equal_those_of_transformers(mini, monkeypatch) -> None:
     """Top-1 sampling is greedy decoding; the penalty sees prompt and continuation alike."""
-    model, tokenizer = mini
-    engine = BatchEngine(model, tokenizer, torch.float32)
-    sampling = SamplingConfig(max_new_tokens=40, top_k=1, repetition_penalty=1.2)
-    for prompt in ([0], [0, 55], [0, 301, 12, 77], [0, 4000]):
-        (row,) = engine(prompt, Unit(0, 0, 1), 1, sampling)
-        out = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            do_sample=False,
-            max_new_tokens=40,
-            repetition_penalty=1.2,
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        assert row == (out[: out.index(0)] if 0 in out else out)
+    model, endless = mini[0], SimpleNamespace(eos_token_id=-1)
+    engine = BatchEngine(model, endless, torch.float32)
+    sampling = SamplingConfig(max_new_tokens=64, top_k=1, repetition_penalty=1.2)
+    torch.manual_seed(0)
+    prompts = torch.randint(1, 8192, (100, 4))
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    settings = GenerationConfig(max_new_tokens=64, repetition_penalty=1.2, pad_token_id=0)
+    wanted = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
+    )[:, 4:]
+    assert wanted.shape == (100, 64)
+    found = [engine(prompt, Unit(0, 0, 1), 1, sampling)[0] for prompt in prompts.tolist()]
+    assert found == wanted.tolist()
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_recorded_steps_draw_the_same_tokens(mini, ends: bool) -> None:
+    """What a GPU replays, here step by step: rows leave in other steps, the tokens are the same."""
+    model, _ = mini
+    decoder, end_id = Decoder(model, torch.float32), 0 if ends else -1
+    sampling = SamplingConfig(max_new_tokens=60, temperature=1.2, top_k=20)
+    steps = GraphedSteps(decoder, end_id, record=False)
+    logits, prefix = decoder.prefill(PROMPT)
+    for first in (0, 40):  # buffers are used again
+        uniforms = torch.from_numpy(candidate_uniforms(1, 0, first, 40, 60))
+        found = steps(PROMPT, logits, prefix, uniforms, sampling)
+        engine = BatchEngine(model, SimpleNamespace(eos_token_id=end_id), torch.float32)
+        assert found == engine(PROMPT, Unit(0, first // 40, 40), 1, sampling)
+        assert (min(map(len, found)) < 60) == ends
+
+
+def test_recorded_steps_leave_to_others_what_they_cannot_do(mini) -> None:
+    decoder = Decoder(mini[0], torch.float32)
+    logits, prefix = decoder.prefill(PROMPT)
+    uniforms = torch.zeros(8, 4, dtype=torch.float64)
+    steps = GraphedSteps(decoder, 0, record=False)
+    for sampling in (SamplingConfig(top_k=0), SamplingConfig(top_k=5000)):
+        assert steps(PROMPT, logits, prefix, uniforms, sampling) is None
+    flat = torch.zeros_like(logits[0]), None  # every token ties with the k-th
+    assert steps(PROMPT, flat, prefix, uniforms, SamplingConfig(top_k=20)) is None
+
+
+@pytest.mark.parametrize("n_rows", [1, 8, 100, 256])
+def test_batches_shrink_to_multiples_of_eight(n_rows: int) -> None:
+    sizes = batch_sizes(n_rows)
+    assert sizes[-1] == n_rows and sizes == sorted(sizes)
+    assert all(size % 8 == 0 for size in sizes[:-1])
+    assert all(a / b >= 0.5 for a, b in pairwise(sizes))
+
+
+def test_threads_share_the_rows(mini) -> None:
+    """The tokens do not depend on the threads in fp32 on this model; in general the plan says."""
+    sampling = SamplingConfig(max_new_tokens=12)
+    found = []
+    for n_threads in (1, 2):
+        torch.set_num_threads(n_threads)
+        found.append(BatchEngine(*mini, torch.float32)(PROMPT, Unit(0, 0, 70), 1, sampling))
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="needs a CPU with bf16"
+)
+def test_an_offset_of_all_logits_costs_no_precision_in_bf16(mini) -> None:
+    """GPT-2's logits lie near −100, where bf16 knows only halves; only differences matter."""
+    model, tokenizer = load_sampler(RESOURCES / "gpt2-mini")
+    ids = tokenizer("it 's a good film , but not")["input_ids"]
+    hidden = model.transformer(torch.tensor([ids])).last_hidden_state[0, -1].detach()
+    offset = -100 * hidden / hidden.square().sum()
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight + offset)
+    exact = mini[0](torch.tensor([ids])).logits[0, -1].double().log_softmax(-1)
+    half, shift = Decoder(copy.deepcopy(model), torch.bfloat16).prefill(ids)[0]
+    assert shift is not None
+    theirs = model.bfloat16()(torch.tensor([ids])).logits[0, -1]
+    ours_off, theirs_off = (
+        (exact.exp() * (exact - logits.double().log_softmax(-1))).sum().item()
+        for logits in (half[0].float() + shift, theirs)
+    )
+    assert ours_off < 1e-3 < 10 * ours_off + 1e-3 < theirs_off
 
 
 @pytest.mark.parametrize("name", list(ENGINES))

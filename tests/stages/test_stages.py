@@ -142,7 +142,7 @@ def test_verify_scores_what_passed_and_nothing_else(teacher: Path) -> None:
 def test_logits_that_are_no_numbers_are_a_reason_not_a_crash(teacher: Path) -> None:
     verify = Verify(teacher, load_config("quickstart"))
     with torch.no_grad():
-        verify._model.classifier.bias[0] = float("nan")
+        verify._model.classifier._bias[0] = float("nan")
     scored = verify(candidates([GOOD]))
     assert scored[schema.REJECT_REASON].to_pylist() == [schema.NON_FINITE]
     assert scored[schema.TEACHER_LOGITS].to_pylist() == [None]

@@ -1,0 +1,119 @@
+"""DeBERTa-v2 and -v3 for inference: the published weights, the same logits, less work.
+
+He, Liu, Gao, Chen, "DeBERTa", ICLR 2021, equation 4: the score of query i and key j is
+
+    (q_i · k_j + q_i · r^K_δ + k_j · r^Q_δ) / sqrt(3 D),    δ = i − j in buckets.
+
+The rows r^K and r^Q of the relative positions do not depend on the input, so they are projected
+once; they are the same for every row of the batch, so they are not repeated over it; and S tokens
+reach 2 S − 1 of them, so the others are left out. B rows, S tokens, H heads, D width of a head,
+P relative positions.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+
+class DisentangledAttention(nn.Module):
+    """Takes the place of transformers' DisentangledSelfAttention. Inference only."""
+
+    def __init__(self, attention: Any, table_PE: torch.Tensor) -> None:
+        super().__init__()
+        self._heads, self._width = attention.num_attention_heads, attention.attention_head_size
+        self._buckets = attention.position_buckets
+        self._most, self._span = attention.max_relative_positions, attention.pos_ebd_size
+        kinds = attention.pos_att_type
+        shared = attention.share_att_key
+        to_keys: Any = attention.key_proj if shared else getattr(attention, "pos_key_proj", None)
+        to_queries: Any = (
+            attention.query_proj if shared else getattr(attention, "pos_query_proj", None)
+        )
+        self._keys_HPD: torch.Tensor | None
+        self._queries_HPD: torch.Tensor | None
+        for name, projection, kind in (
+            ("_keys_HPD", to_keys, "c2p"),
+            ("_queries_HPD", to_queries, "p2c"),
+        ):
+            table = self._split(projection(table_PE)) if kind in kinds else None
+            self.register_buffer(name, table, persistent=False)
+        self._scale = (self._width * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5
+        three = [attention.query_proj, attention.key_proj, attention.value_proj]
+        joined = nn.Linear(three[0].in_features, 3 * self._heads * self._width).to(three[0].weight)
+        with torch.no_grad():
+            joined.weight.copy_(torch.cat([module.weight for module in three]))
+            joined.bias.copy_(torch.cat([module.bias for module in three]))
+        self._project = joined
+
+    def _split(self, rows_PE: torch.Tensor) -> torch.Tensor:
+        return rows_PE.view(-1, self._heads, self._width).transpose(0, 1).contiguous()
+
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask: torch.Tensor, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, None]:
+        """Hidden states (B, S, E) and transformers' mask (B, 1, S, S) to the context (B, S, E)."""
+        b, s = hidden_states.shape[:2]
+        h, d = self._heads, self._width
+        qkv = self._project(hidden_states).view(b, s, 3, h, d)
+        q_HBSD, k_HBSD, v_HBSD = qkv.permute(2, 3, 0, 1, 4).contiguous()
+        scores_HBSS = self._position_scores(q_HBSD, k_HBSD)
+        q, k_T = q_HBSD.view(h * b, s, d), k_HBSD.view(h * b, s, d).transpose(1, 2)
+        if scores_HBSS is None:
+            scores_HBSS = torch.bmm(q, k_T).view(h, b, s, s)
+        else:
+            scores_HBSS = torch.baddbmm(scores_HBSS.view(h * b, s, s), q, k_T).view(h, b, s, s)
+        # keys that the first token may attend to: it is real, while rows of padding see nothing
+        unreal_BS = ~attention_mask[:, 0, 0].bool()
+        scores_HBSS = (scores_HBSS.float() * self._scale).masked_fill_(
+            unreal_BS[None, :, None, :], torch.finfo(torch.float32).min
+        )
+        probs_HBSS = scores_HBSS.softmax(dim=-1).to(v_HBSD.dtype)
+        context = torch.bmm(probs_HBSS.view(h * b, s, s), v_HBSD.view(h * b, s, d))
+        return context.view(h, b, s, d).permute(1, 2, 0, 3).reshape(b, s, h * d), None
+
+    def _position_scores(self, q_HBSD: torch.Tensor, k_HBSD: torch.Tensor) -> torch.Tensor | None:
+        """q_i · r^K_δ + k_j · r^Q_δ, (H, B, S, S)."""
+        s = q_HBSD.shape[2]
+        parts = []
+        if self._keys_HPD is not None:
+            falling = self._reached(torch.arange(s - 1, -s, -1, device=q_HBSD.device))
+            parts.append(_skewed(q_HBSD, self._keys_HPD[:, falling]))
+        if self._queries_HPD is not None:
+            falling = self._reached(torch.arange(1 - s, s, device=q_HBSD.device))
+            parts.append(_skewed(k_HBSD, self._queries_HPD[:, falling]).transpose(2, 3))
+        if len(parts) == 2:
+            return parts[0] + parts[1]
+        return parts[0].contiguous() if parts else None
+
+    def _reached(self, distances: torch.Tensor) -> torch.Tensor:
+        if self._buckets > 0 and self._most > 0:
+            distances = make_log_bucket_position(distances, self._buckets, self._most)
+        return (distances.long() + self._span).clamp(0, 2 * self._span - 1)
+
+
+def _skewed(x_HBSD: torch.Tensor, table_HPD: torch.Tensor) -> torch.Tensor:
+    """Products of row i with the table's rows S − 1 − i … 2 S − 2 − i: a view (H, B, S, S).
+
+    Row i of the product begins one column earlier than the row before it, so rows that are one
+    element shorter than they are read the right columns without an index.
+    """
+    h, b, s, d = x_HBSD.shape
+    width = table_HPD.shape[1]
+    products = torch.bmm(x_HBSD.view(h, b * s, d), table_HPD.transpose(1, 2))
+    return products.as_strided((h, b, s, s), (b * s * width, s * width, width - 1, 1), s - 1)
+
+
+def use_fast_attention(model: PreTrainedModel) -> bool:
+    """Replace the attention of a DeBERTa-v2 or -v3 classifier, in place; False for other models."""
+    if model.config.model_type != "deberta-v2" or not model.config.relative_attention:
+        return False
+    encoder = model.base_model.encoder
+    with torch.no_grad():
+        table_PE = encoder.get_rel_embedding()
+        for layer in encoder.layer:
+            own = layer.attention
+            own.self = DisentangledAttention(own.self, table_PE)
+    return True
