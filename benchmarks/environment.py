@@ -3,11 +3,16 @@
 import datetime
 import os
 import platform
+import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sentisynth.flows.pipeline import versions
+PACKAGES = (
+    *("ray", "torch", "transformers", "datasets", "deepspeed", "mlflow", "pyarrow", "triton"),
+    *("openvino-genai", "ctranslate2", "vllm"),
+)
 
 
 def environment() -> dict[str, Any]:
@@ -33,3 +38,16 @@ def gpu() -> str:
     import torch
 
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def versions() -> dict[str, str]:
+    """Of what is installed; the commit where this is a checkout. Needs no Ray."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    git = ["git", "rev-parse", "HEAD"]
+    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
+    return found | ({"git": commit.stdout.strip()} if commit.returncode == 0 else {})

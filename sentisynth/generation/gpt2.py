@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from sentisynth.errors import ModelError
 from sentisynth.models.linear import FUSED, Linear, linear_of
 
+_BLOCK = 16  # positions by which a cache grows
 Logits = tuple[torch.Tensor, torch.Tensor | None]
 
 
@@ -33,29 +34,41 @@ def check_config(config: Any) -> None:
 
 
 class Cache:
-    """Keys and values of every layer, (layers, B, H, S, D) each, of which `length` are filled."""
+    """Keys and values of every layer, (layers, 2, B, H, S, D), of which `length` positions count.
 
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.length = 0
+    The others are zero. On a CPU, a batched product copies what does not lie in one piece, so S
+    grows by blocks, and attention reads all of it.
+    """
 
-    @classmethod
-    def of(cls, keys: torch.Tensor, values: torch.Tensor) -> "Cache":
-        """A cache on these tensors."""
-        cache = cls.__new__(cls)
-        cache.keys, cache.values, cache.length = keys, values, 0
-        return cache
+    def __init__(self, both: torch.Tensor, length: int = 0) -> None:
+        self.both, self.length = both, length
+
+    def spread(self, n_rows: int) -> "Cache":
+        """A cache of n rows from one of one row."""
+        return Cache(self.both.repeat(1, 1, n_rows, 1, 1, 1), self.length)
 
     def fill(self, prefix: "Cache") -> None:
         """Begin with the same prefix, of one row, in all rows."""
         self.length = prefix.length
-        self.keys[:, :, :, : self.length] = prefix.keys[:, :, :, : self.length]
-        self.values[:, :, :, : self.length] = prefix.values[:, :, :, : self.length]
+        self.both[..., : self.length, :] = prefix.both[..., : self.length, :]
+
+    def grow(self) -> None:
+        """Make room for one position more."""
+        room = self.both.shape[4]
+        if self.length == room:
+            shape = (*self.both.shape[:4], room + _BLOCK, self.both.shape[5])
+            both = torch.empty(shape, dtype=self.both.dtype, device=self.both.device)
+            both[..., :room, :] = self.both
+            both[..., room:, :] = 0
+            self.both = both
 
     def keep(self, rows: torch.Tensor) -> None:
         """Only these rows go on."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.both = self.both[:, :, rows]
+
+    def first(self, n_rows: int, n_positions: int) -> "Cache":
+        """A view of the first rows and positions."""
+        return Cache(self.both[:, :, :n_rows, :, :n_positions])
 
 
 class Decoder:
@@ -69,7 +82,9 @@ class Decoder:
         self.positions, self._heads = config.n_positions, config.n_head
         self._width, self._epsilon = config.n_embd // config.n_head, config.layer_norm_epsilon
         self._wte, self._wpe = body.wte.weight.to(dtype), body.wpe.weight.to(dtype)
-        self._blocks = [_Block(block.to(dtype), config.activation_function) for block in body.h]
+        self._blocks = [
+            _Block(block.to(dtype), config.activation_function, self._width) for block in body.h
+        ]
         self._norm = (body.ln_f.weight.to(dtype), body.ln_f.bias.to(dtype))
         unembed_VE = model.lm_head.weight.detach().float()
         self._mean_E: torch.Tensor | None = None
@@ -80,20 +95,17 @@ class Decoder:
 
     def cache(self, n_rows: int, capacity: int) -> Cache:
         """An empty cache."""
-        shape = (len(self._blocks), n_rows, self._heads, capacity, self._width)
-        return Cache(shape, self.dtype, self.device)
+        shape = (len(self._blocks), 2, n_rows, self._heads, capacity, self._width)
+        return Cache(torch.zeros(shape, dtype=self.dtype, device=self.device))
 
-    def cache_bytes(self, capacity: int) -> int:
-        """Memory of one row's cache."""
-        values = 2 * len(self._blocks) * self._heads * self._width * capacity
-        return values * self.dtype.itemsize
-
+    @torch.inference_mode()
     def prefill(self, prompt: list[int]) -> tuple[Logits, Cache]:
         """Logits of one row after the prompt, and its cache."""
         cache = self.cache(1, len(prompt))
         tokens = torch.tensor([prompt], device=self.device)
         return self._forward(tokens, cache, self._wpe[: len(prompt)], None), cache
 
+    @torch.inference_mode()
     def step(self, tokens_B: torch.Tensor, cache: Cache) -> Logits:
         """Logits (B, V) after one more token a row; its keys and values are kept.
 
@@ -101,8 +113,10 @@ class Decoder:
         −100, as GPT-2 has them, would be rounded to the half; the mean over the vocabulary is
         therefore kept apart, and what is rounded is small.
         """
+        cache.grow()
         return self._forward(tokens_B[:, None], cache, self._wpe[cache.length], None)
 
+    @torch.inference_mode()
     def step_at(self, tokens_B: torch.Tensor, cache: Cache, position: torch.Tensor) -> Logits:
         """`step` with the position as an int64 tensor of one element: all shapes stay the same, so
         that it can be recorded once and replayed. `cache.length` is not used.
@@ -120,19 +134,20 @@ class Decoder:
         x_NE = (F.embedding(tokens_BS, self._wte) + positions_SE).view(b * s, -1)
         end = cache.length + s
         unfilled_S = None
-        if position is not None:
-            unfilled_S = torch.arange(cache.keys.shape[3], device=x_NE.device) > position
-        for layer, block in enumerate(self._blocks):
+        if position is not None or end < cache.both.shape[4]:
+            last = end - 1 if position is None else position
+            unfilled_S = torch.arange(cache.both.shape[4], device=x_NE.device) > last
+        for both, block in zip(cache.both, self._blocks, strict=True):
             qkv = block.qkv(self._normed(x_NE, block.norm_1))
-            q, k, v = qkv.view(b, s, 3, self._heads, self._width).permute(2, 0, 3, 1, 4)
-            keys, values = cache.keys[layer], cache.values[layer]
+            qkv = qkv.view(b, s, 3, self._heads, self._width).permute(2, 0, 3, 1, 4)
             if position is None:
-                keys[:, :, cache.length : end], values[:, :, cache.length : end] = k, v
-                keys, values = keys[:, :, :end], values[:, :, :end]
+                both[..., cache.length : end, :] = qkv[1:]
             else:
-                keys.index_copy_(2, position, k)
-                values.index_copy_(2, position, v)
-            out_BHSD = attend(q, keys, values, unfilled_S)
+                both.index_copy_(3, position, qkv[1:])
+            if s > 1:
+                out_BHSD = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=1.0)
+            else:
+                out_BHSD = attend(qkv[0], both[0], both[1], unfilled_S)
             x_NE = block.out(out_BHSD.transpose(1, 2).reshape(b * s, -1), residual=x_NE)
             hidden = block.up(self._normed(x_NE, block.norm_2))
             x_NE = block.down(hidden, residual=x_NE)
@@ -147,21 +162,32 @@ class Decoder:
 
 
 class _Block:
-    def __init__(self, block: Any, activation: str) -> None:
+    def __init__(self, block: Any, activation: str, width: int) -> None:
         self.norm_1 = (block.ln_1.weight, block.ln_1.bias)
         self.norm_2 = (block.ln_2.weight, block.ln_2.bias)
-        self.qkv, self.out = linear_of(block.attn.c_attn), linear_of(block.attn.c_proj)
+        attention = block.attn
+        scales = torch.ones_like(attention.c_attn.bias)
+        scales[: len(scales) // 3] = width**-0.5  # queries come scaled
+        weight, bias = attention.c_attn.weight.T * scales[:, None], attention.c_attn.bias * scales
+        self.qkv, self.out = Linear(weight, bias), linear_of(attention.c_proj)
         self.up, self.down = linear_of(block.mlp.c_fc, activation), linear_of(block.mlp.c_proj)
 
 
 def attend(
-    q_BHQD: torch.Tensor,
-    k_BHSD: torch.Tensor,
-    v_BHSD: torch.Tensor,
+    q_BH1D: torch.Tensor,
+    keys_BHSD: torch.Tensor,
+    values_BHSD: torch.Tensor,
     unfilled_S: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Causal attention of the last Q of S positions; those that are not filled are left out."""
-    mask = None if unfilled_S is None else ~unfilled_S[None, :]
-    return F.scaled_dot_product_attention(
-        q_BHQD, k_BHSD, v_BHSD, attn_mask=mask, is_causal=q_BHQD.shape[2] > 1
-    )
+    """Attention (B, H, 1, D) of one scaled query a row; unfilled positions are left out.
+
+    Plain products: kernels for long attention were four times slower at this on a CPU.
+    """
+    b, h, s, d = keys_BHSD.shape
+    q_ND1 = q_BH1D.reshape(b * h, d, 1)
+    scores_NS = torch.bmm(keys_BHSD.reshape(b * h, s, d), q_ND1).squeeze(2)
+    if unfilled_S is not None:
+        scores_NS = scores_NS.masked_fill(unfilled_S, float("-inf"))
+    probs_NS = scores_NS.softmax(dim=1, dtype=torch.float32).to(values_BHSD.dtype)
+    out_N1D = torch.bmm(probs_NS[:, None], values_BHSD.reshape(b * h, s, d))
+    return out_N1D.view(b, h, 1, d)

@@ -35,6 +35,7 @@ class GraphedSteps:
         self._steps: dict[tuple[int, int], Callable[[], None]] = {}
         self._key: Any = None
 
+    @torch.inference_mode()
     def __call__(
         self,
         prompt: list[int],
@@ -139,9 +140,7 @@ class _State:
         drawn_B = draw(probs, ids, uniforms_B)
         self.drawn_BS[:size].index_copy_(1, self.n_drawn, drawn_B[:, None])
         history.add(drawn_B, self.position)
-        view = Cache.of(
-            self.cache.keys[:, :size, :, :width], self.cache.values[:, :size, :, :width]
-        )
+        view = self.cache.first(size, width)
         logits, shift = decoder.step_at(drawn_B, view, self.position)
         logits_BV.copy_(logits)
         if shift_B is not None and shift is not None:
@@ -156,9 +155,8 @@ class _State:
         buffers += [x for x in (self.logits_BV, self.shift_B) if x is not None]
         for buffer in buffers:
             buffer[:n] = buffer[rows]
-        for layer in range(len(self.cache.keys)):  # one at a time: a copy of all takes memory
-            self.cache.keys[layer, :n] = self.cache.keys[layer, rows]
-            self.cache.values[layer, :n] = self.cache.values[layer, rows]
+        for both in self.cache.both:  # one layer at a time: a copy of all takes memory
+            both[:, :n] = both[:, rows]
 
 
 def batch_sizes(n_rows: int) -> list[int]:

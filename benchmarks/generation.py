@@ -1,0 +1,194 @@
+"""Generation engines side by side: tokens a second of the shape of GPT-2 small.
+
+    python benchmarks/generation.py [--engines NAME:PRECISION ...] [--batches 1 32 256]
+        [--repeats 5] [--ends] [--model DIR] [--json FILE]
+
+Random weights of GPT-2 small's shape (124 M parameters, 50,257 tokens), a prompt of 4 tokens, 64
+new ones, temperature 0.8, top-k 50, top-p 0.95, repetition penalty 1.2. Each engine runs in a
+process of its own, in turn in each repetition, so that all see the same weather. With `--ends`
+rows end as real texts do (the end token is made likely enough for some 22 tokens a row), and
+tokens are those before the end. The limit is computed from the rate of matrix products and the
+memory bandwidth that are measured in the same run. Peers: `pip install 'sentisynth[bench]'`;
+OpenVINO and CTranslate2 need the model in their own formats beside it
+(`benchmarks/export_peers.sh DIR`), and are left out otherwise.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from engines import NEW, PROMPT
+from environment import environment
+
+HERE = Path(__file__).parent
+CPU_ENGINES = ["ours:bf16", "transformers:bf16", "openvino:bf16", "ctranslate2:int8"]
+GPU_ENGINES = ["ours:bf16", "transformers:bf16", "transformers-static:bf16", "vllm:bf16"]
+END_LOGIT = 2.5  # about one token in 22 is the end then; found by trial
+
+
+class Worker:
+    """An engine in its process."""
+
+    def __init__(self, name: str, model: Path, threads: int) -> None:
+        command = [sys.executable, str(HERE / "engines.py"), name, str(model), str(threads)]
+        self.name = name
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  kept as long as the worker
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+        )
+        self.is_ready = self._answer() is not None
+
+    def run(self, batch: int, ends: bool) -> dict[str, Any] | None:
+        print(json.dumps({"batch": batch, "ends": ends}), file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        for line in self._process.stdout or ():
+            try:
+                return json.loads(line)
+            except ValueError:  # libraries print
+                continue
+        return None
+
+    def why(self) -> str:
+        self._errors.seek(0)
+        lines = self._errors.read().decode().strip().splitlines()
+        return lines[-1] if lines else "it ended without a word"
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def make_model(directory: Path) -> None:
+    """GPT-2 small's shape with random weights, and an end token as likely as in real texts."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config())
+    end_id = model.config.eos_token_id
+    with torch.no_grad():
+        row = model.transformer.wte.weight[end_id]
+        row.zero_()
+        row[0] = 1.0  # the end's logit is the first element of the last norm's output
+        model.transformer.ln_f.weight[0] = 0.0
+        model.transformer.ln_f.bias[0] = END_LOGIT
+    model.save_pretrained(directory)
+
+
+def limits(threads: int) -> dict[str, float]:
+    """Measured: TFLOP/s of bf16 products at 256 rows with laid-out weights, and bytes a second."""
+    torch.set_num_threads(threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from sentisynth.models.linear import Linear
+
+    found = {}
+    with torch.inference_mode():
+        size = 4096 if device.type == "cuda" else 256
+        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+            layer = Linear(torch.randn(3072, 768, dtype=dtype, device=device), None)
+            x = torch.randn(size, 768, dtype=dtype, device=device)
+            seconds = best(partial(layer, x), device)
+            found[f"{name} TFLOP/s"] = 2 * size * 768 * 3072 / seconds / 1e12
+        source = torch.ones(2**27, dtype=torch.float32, device=device)
+        found["GB/s"] = source.nbytes / best(source.sum, device, 5) / 1e9
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def best(call: Any, device: torch.device, repeats: int = 30) -> float:
+    seconds = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def limit(batch: int, measured: dict[str, float], precision: str) -> float:
+    """Tokens a second if products, weights and caches took what they must and nothing else did."""
+    parameters, layers, width = 124_400_000, 12, 768
+    size = 2 if precision == "bf16" else 4
+    products = 2 * parameters * batch / (measured[f"{precision} TFLOP/s"] * 1e12)
+    weights = parameters * size / (measured["GB/s"] * 1e9)
+    cache = 2 * layers * width * size * batch * (len(PROMPT) + NEW / 2) / (measured["GB/s"] * 1e9)
+    return batch / (max(products, weights) + cache)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engines", nargs="+")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32, 256])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--ends", action="store_true")
+    parser.add_argument("--model", type=Path, default=Path("runs/benchmarks/gpt2-small-random"))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if not (arguments.model / "config.json").is_file():
+        make_model(arguments.model)
+    on_gpu = torch.cuda.is_available()
+    names = arguments.engines or (GPU_ENGINES if on_gpu else CPU_ENGINES)
+    measured = limits(arguments.threads)
+    workers, left_out = [], {}
+    for name in names:
+        worker = Worker(name, arguments.model, arguments.threads)
+        if worker.is_ready and worker.run(2, arguments.ends) is not None:
+            workers.append(worker)
+        else:
+            left_out[name] = worker.why()
+            print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
+    rates: dict[int, dict[str, list[float]]] = {}
+    for batch in arguments.batches:
+        for worker in workers:  # what an engine does once for a shape is not timed
+            worker.run(batch, arguments.ends)
+        for _ in range(arguments.repeats):
+            for worker in workers:
+                answer = worker.run(batch, arguments.ends)
+                if answer is None:
+                    sys.exit(f"{worker.name}: {worker.why()}")
+                rate = answer["tokens"] / answer["seconds"]
+                rates.setdefault(batch, {}).setdefault(worker.name, []).append(rate)
+        print_table(batch, rates[batch], measured)
+    for worker in workers:
+        worker.end()
+    result = {
+        **environment(),
+        "threads": arguments.threads,
+        "ends": arguments.ends,
+        "measured limits": measured,
+        "left out": left_out,
+        "tokens per second": {
+            batch: {name: [round(rate, 1) for rate in found] for name, found in by.items()}
+            for batch, by in rates.items()
+        },
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def print_table(batch: int, rates: dict[str, list[float]], measured: dict[str, float]) -> None:
+    medians = {name: statistics.median(found) for name, found in rates.items()}
+    ours = medians.get("ours:bf16") or max(medians.values())
+    bound = limit(batch, measured, "bf16")
+    print(f"\nbatch {batch}   limit {bound:,.0f} tokens/s (bf16)   {measured}")
+    print(f"{'engine':24} {'tokens/s':>10} {'min':>9} {'max':>9} {'ours / it':>10} {'of limit':>9}")
+    for name, found in rates.items():
+        print(
+            f"{name:24} {medians[name]:10,.0f} {min(found):9,.0f} {max(found):9,.0f} "
+            f"{ours / medians[name]:10.2f} {medians[name] / bound:9.0%}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
