@@ -12,11 +12,18 @@ from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine
-from sentisynth.generation.engine import ENGINES, UnitGenerator, check_generator, choose_engine
+from sentisynth.generation.engine import (
+    ENGINES,
+    UnitGenerator,
+    check_generator,
+    choose_engine,
+    rows_that_fit,
+)
 from sentisynth.generation.gpt2 import Decoder
 from sentisynth.generation.graphs import GraphedSteps, batch_sizes
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.generator import load_generator, load_sampler
+from sentisynth.models.loading import memory_guarded
 from sentisynth.seeding import candidate_uniforms
 from tests.conftest import RESOURCES
 
@@ -184,3 +191,26 @@ def test_a_generator_is_checked_before_anything_starts(tmp_path: Path, tiny_gpt2
     other = "generator.control_tokens={negative: <BAD>, positive: <POS>}"
     with pytest.raises(ModelError, match="does not know the control token <BAD>"):
         check_generator(tmp_path, load_config("quickstart", [other]))
+
+
+def test_the_batch_follows_the_memory(tmp_path: Path, tiny_gpt2: Path) -> None:
+    model, tokenizer = load_generator(str(tiny_gpt2), ["<NEG>", "<POS>"])
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = load_config("quickstart")
+    sizes = [rows_that_fit(tmp_path, config, memory, 4096) for memory in (10**11, 10**8, 10**7)]
+    assert sizes[0] == 4096 > sizes[1] > sizes[2] >= 8
+    with pytest.raises(ModelError, match=r"needs about .* for 8 rows"):
+        rows_that_fit(tmp_path, config, 10**3, 4096)
+
+
+def test_running_out_of_memory_is_a_sentence() -> None:
+    for error in (
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ):
+        told = pytest.raises(ModelError, match=r"generation ran out of memory .*; take fewer")
+        with told, memory_guarded("generation", "take fewer"):
+            raise error
+    with pytest.raises(RuntimeError, match="something else"), memory_guarded("a", "b"):
+        raise RuntimeError("something else")

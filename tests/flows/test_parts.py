@@ -1,0 +1,42 @@
+"""What decides the bytes of a pool where the configuration leaves it open."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from sentisynth.config.load import load_config
+from sentisynth.flows.parts import unit_size
+from sentisynth.models.loading import DeviceFacts
+from sentisynth.runtime.ray_cluster import Placement, PoolPlacement
+from tests.conftest import RESOURCES
+
+
+def session(overrides: list[str], kind: str, memory: int, stamp: Any = None) -> Any:
+    gpu = kind == "cuda"
+    placed = PoolPlacement(min_actors=1, max_actors=2, cpus=0.5, gpus=0.5 if gpu else 0)
+    facts = DeviceFacts(kind=kind, name="", memory=memory, precision="bf16" if gpu else "fp32")
+    directory = SimpleNamespace(
+        readable_stamp=lambda _: stamp, require=lambda *_: Path(RESOURCES / "gpt2-mini")
+    )
+    return SimpleNamespace(
+        config=load_config("quickstart", overrides),
+        directory=directory,
+        devices=(facts, facts),
+        placement=Placement(generate=placed, verify=placed),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "memory", "wanted"),
+    [("cpu", 2**34, 256), ("cpu", 2**28, 16), ("cuda", 2**37, 4096), ("cuda", 2**31, 512)],
+)
+def test_units_are_as_large_as_an_actor_holds(kind: str, memory: int, wanted: int) -> None:
+    assert unit_size(session(["synthesis.unit_size=0"], kind, memory)) == wanted
+
+
+def test_what_is_given_counts_and_a_pool_keeps_its_own() -> None:
+    assert unit_size(session(["synthesis.unit_size=77"], "cpu", 2**34)) == 77
+    begun = {"synthesis": {"unit_size": 32}}
+    assert unit_size(session(["synthesis.unit_size=0"], "cpu", 2**34, begun)) == 32
