@@ -33,6 +33,7 @@ from sentisynth.data.sources import read_rows
 from sentisynth.models.classifier import pad, score
 from sentisynth.models.linear import lay_out
 from sentisynth.models.loading import load_tokenizer, resolve_model
+from sentisynth.stages.verify import TOKENS_PER_BATCH
 
 CAST = {"bf16": torch.bfloat16, "fp32": torch.float32}
 IN_LAYERS = 12 * 12 * 768**2  # parameters that every token is multiplied with
@@ -82,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=8192 if on_gpu else 256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--length", type=int, help="all rows so long, in place of real lengths")
-    parser.add_argument("--tokens", type=int, default=65536 if on_gpu else 4096)
+    parser.add_argument("--tokens", type=int, default=TOKENS_PER_BATCH["cuda" if on_gpu else "cpu"])
     parser.add_argument("--precisions", nargs="+", default=["bf16"] if on_gpu else ["fp32", "bf16"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

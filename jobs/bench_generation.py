@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
-from cluster_generation import main
+from cluster_generation import main  # type: ignore[import-not-found]
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

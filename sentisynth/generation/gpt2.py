@@ -140,14 +140,15 @@ class Decoder:
         for both, block in zip(cache.both, self._blocks, strict=True):
             qkv = block.qkv(self._normed(x_NE, block.norm_1))
             qkv = qkv.view(b, s, 3, self._heads, self._width).permute(2, 0, 3, 1, 4)
+            q, k, v = qkv[0], qkv[1], qkv[2]
             if position is None:
                 both[..., cache.length : end, :] = qkv[1:]
             else:
                 both.index_copy_(3, position, qkv[1:])
-            if s > 1:
-                out_BHSD = F.scaled_dot_product_attention(*qkv, is_causal=True, scale=1.0)
+            if s > 1:  # a prompt in an empty cache
+                out_BHSD = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
             else:
-                out_BHSD = attend(qkv[0], both[0], both[1], unfilled_S)
+                out_BHSD = attend(q, both[0], both[1], unfilled_S)
             x_NE = block.out(out_BHSD.transpose(1, 2).reshape(b * s, -1), residual=x_NE)
             hidden = block.up(self._normed(x_NE, block.norm_2))
             x_NE = block.down(hidden, residual=x_NE)

@@ -32,6 +32,7 @@ class DisentangledAttention(nn.Module):
         to_queries: Any = (
             attention.query_proj if shared else getattr(attention, "pos_query_proj", None)
         )
+        self._reached_last: tuple[int, torch.Tensor | None, torch.Tensor | None] | None = None
         self._keys_HPD: torch.Tensor | None
         self._queries_HPD: torch.Tensor | None
         for name, projection, kind in (
@@ -76,19 +77,31 @@ class DisentangledAttention(nn.Module):
 
     def _position_scores(self, q_HBSD: torch.Tensor, k_HBSD: torch.Tensor) -> torch.Tensor | None:
         """q_i · r^K_δ + k_j · r^Q_δ, (H, B, S, S)."""
-        s = q_HBSD.shape[2]
+        keys_HPD, queries_HPD = self._reached_by(q_HBSD.shape[2])
         parts = []
-        if self._keys_HPD is not None:
-            falling = self._reached(torch.arange(s - 1, -s, -1, device=q_HBSD.device))
-            parts.append(_skewed(q_HBSD, self._keys_HPD[:, falling]))
-        if self._queries_HPD is not None:
-            falling = self._reached(torch.arange(1 - s, s, device=q_HBSD.device))
-            parts.append(_skewed(k_HBSD, self._queries_HPD[:, falling]).transpose(2, 3))
+        if keys_HPD is not None:
+            parts.append(_skewed(q_HBSD, keys_HPD))
+        if queries_HPD is not None:
+            parts.append(_skewed(k_HBSD, queries_HPD).transpose(2, 3))
         if len(parts) == 2:
             return parts[0] + parts[1]
         return parts[0].contiguous() if parts else None
 
-    def _reached(self, distances: torch.Tensor) -> torch.Tensor:
+    def _reached_by(self, s: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Rows of both tables that s tokens reach, as `_skewed` reads them; batches sorted by
+        length ask for the same ones again and again.
+        """
+        if self._reached_last is None or self._reached_last[0] != s:
+            rising = torch.arange(1 - s, s)
+            keys, queries = self._keys_HPD, self._queries_HPD
+            if keys is not None:
+                keys = keys[:, self._rows(rising.flip(0)).to(keys.device)]
+            if queries is not None:
+                queries = queries[:, self._rows(rising).to(queries.device)]
+            self._reached_last = (s, keys, queries)
+        return self._reached_last[1:]
+
+    def _rows(self, distances: torch.Tensor) -> torch.Tensor:
         if self._buckets > 0 and self._most > 0:
             distances = make_log_bucket_position(distances, self._buckets, self._most)
         return (distances.long() + self._span).clamp(0, 2 * self._span - 1)

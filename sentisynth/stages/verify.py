@@ -13,6 +13,7 @@ from sentisynth.models.classifier import load_verifier, score, tokenize
 from sentisynth.models.linear import lay_out
 from sentisynth.models.loading import best_device, inference_dtype, memory_guarded
 
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 _REMEDY = "give actors more (synthesis.verify_pool.gpus, max_actors)"
 _LOG = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Verify:
         dtype = inference_dtype(config.synthesis.precision, device)
         self._model = lay_out(loaded.to(device), dtype)
         self._max_length = config.teacher.max_length
+        self._tokens_per_batch = TOKENS_PER_BATCH[device.type]
 
     def __call__(self, table: pa.Table) -> pa.Table:
         reasons = table[schema.REJECT_REASON].to_pylist()
@@ -46,7 +48,7 @@ class Verify:
                 ids.append(row)
         pad_id = self._tokenizer.pad_token_id
         with memory_guarded(f"verification of {len(ids)} rows", _REMEDY):
-            scored = score(self._model, ids, pad_id=pad_id)
+            scored = score(self._model, ids, pad_id=pad_id, tokens_per_batch=self._tokens_per_batch)
         for i, row in zip(readable, scored, strict=True):
             if np.isfinite(row).all():
                 logits[i] = row
