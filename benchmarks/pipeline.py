@@ -172,6 +172,8 @@ def main() -> None:
     config = read_run_config(run)
     if not config.synthesis.unit_size:
         sys.exit("set synthesis.unit_size in the run's config.yaml")
+    endless = {"n_per_class": 10**9, "max_candidates_per_class": 10**9}
+    config = config.model_copy(update={"synthesis": config.synthesis.model_copy(update=endless)})
     splits = read_splits(run / "corpus")
     held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
     texts = (held_out, splits["seed"][schema.TEXT].to_pylist())

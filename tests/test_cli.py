@@ -1,5 +1,6 @@
 """Bad input: one sentence, exit status 2, no traceback, nothing made."""
 
+import json
 import os
 import signal
 import subprocess
@@ -128,7 +129,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
     assert [line.split()[0] for line in lines] == ["quickstart", "rotten_tomatoes", "sst2"]
 
 
-@pytest.mark.parametrize("script", [p.stem for p in JOBS.glob("*.py")])
+@pytest.mark.parametrize("script", [p.stem for p in JOBS.glob("[!b]*.py")])
 def test_jobs_are_the_same_commands(script: str, tmp_path: Path) -> None:
     job = JOBS / f"{script}.py"
     done = subprocess.run(
@@ -140,6 +141,15 @@ def test_jobs_are_the_same_commands(script: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and "did you mean 'synthesis.tau'?" in done.stderr
     assert len(job.read_text().splitlines()) <= 25
+
+
+@pytest.mark.slow
+def test_generation_is_measured_on_all_devices_of_a_cluster(tmp_path: Path) -> None:
+    job = [sys.executable, str(JOBS / "bench_generation.py"), "--layers", "1", "--batch", "4"]
+    out = tmp_path / "found.json"
+    subprocess.run([*job, "--seconds", "0", "--actors", "2", "--json", str(out)], check=True)
+    found = json.loads(out.read_text())
+    assert found["actors"] == 2 and found["tokens per second, all"] > 0
 
 
 def test_three_named_classes_with_numbers_for_names_fill_the_corpus(tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ class RunDirectory:
         self._overwrite = overwrite
 
     @property
+    def overwrites(self) -> bool:
+        """Whether what was made from other parts is to be replaced."""
+        return self._overwrite
+
+    @property
     def pool(self) -> Path:
         """Candidates, one file a unit; under a URI they are not mirrored."""
         return (self.uri or self.path) / "pool"

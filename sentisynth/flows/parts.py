@@ -1,7 +1,9 @@
 """What decides the bytes of the pool and of the dataset: the parts of their stamps."""
 
+import os
 from typing import Any
 
+from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import engine_of, rows_that_fit
@@ -14,12 +16,16 @@ _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 
 
 def plan_parts(session: Session) -> dict[str, Any]:
-    """What decides the bytes of a unit. τ and the quota do not: they are decided afterwards."""
+    """What decides the bytes of a unit. τ and the quota do not: they are decided afterwards.
+
+    What the machines decide is read from a pool that was begun, so that it can be read and selected
+    from anywhere; `refuse_other_machines` is asked before units are made.
+    """
     config, directory = session.config, session.directory
     synthesis = config.synthesis
     teacher = directory.require("teacher", f"teacher {config.name}")
     generator = directory.require("generator", f"generator {config.name}")
-    facts = session.devices
+    begun = _begun(session)
     pools = (synthesis.generate_pool, synthesis.verify_pool)
     return {
         "code": _CODE_VERSION,
@@ -34,12 +40,13 @@ def plan_parts(session: Session) -> dict[str, Any]:
         "synthesis": {
             "unit_size": unit_size(session),
             "engine": engine_of(generator, synthesis.engine),
-            "precision": [
-                device.precision if synthesis.precision == "auto" else synthesis.precision
-                for device in facts
-            ],
+            "precision": (
+                [synthesis.precision] * len(pools)
+                if synthesis.precision != "auto"
+                else begun.get("precision") or [device.precision for device in session.devices]
+            ),
             "threads": [pool.threads for pool in pools],
-            "devices": [device.name or device.kind for device in facts],
+            "devices": begun.get("devices") or _names(session),
             "sampling": synthesis.sampling.model_dump(mode="json"),
             "screens": synthesis.screens.model_dump(mode="json"),
         },
@@ -53,16 +60,46 @@ def unit_size(session: Session) -> int:
     config, directory = session.config, session.directory
     if config.synthesis.unit_size:
         return config.synthesis.unit_size
-    begun = (directory.readable_stamp("pool") or {}).get("synthesis", {}).get("unit_size")
+    begun = _begun(session).get("unit_size")
     if begun is not None:
         return int(begun)
     device, placed = session.devices[0], session.placement.generate
     generator = directory.require("generator", f"generator {config.name}")
-    if device.kind == "cuda":
+    if placed.gpus:
         share = device.memory * min(placed.gpus, 1.0)
         return rows_that_fit(generator, config, int(_SHARE_OF_GPU * share), _MOST_ON_GPU)
-    share = device.memory / placed.max_actors
+    share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
     return rows_that_fit(generator, config, int(_SHARE_OF_RAM * share), _MOST_ON_CPU)
+
+
+def refuse_other_machines(session: Session, parts: dict[str, Any]) -> None:
+    """Raise RunDirectoryError where units of a pool that was begun would be made on devices, or in
+    a precision, that would give them other bytes.
+    """
+    found = {"devices": _names(session)}
+    if session.config.synthesis.precision == "auto":
+        found["precision"] = [device.precision for device in session.devices]
+    for name, here in found.items():
+        there = parts["synthesis"][name]
+        if here != there:
+            raise RunDirectoryError(
+                f"{session.directory.pool} was begun with {name} {', '.join(there)} for generation "
+                f"and verification, here they are {', '.join(here)}, which gives other bytes: go "
+                f"on there, or begin anew with --overwrite or another --out"
+            )
+
+
+def _names(session: Session) -> list[str]:
+    return [device.name or device.kind for device in session.devices]
+
+
+def _begun(session: Session) -> dict[str, Any]:
+    """What the stamp of a pool says of its synthesis; nothing if there is none to be kept."""
+    if session.directory.overwrites:
+        return {}
+    stamp = session.directory.readable_stamp("pool") or {}
+    found: dict[str, Any] = stamp.get("synthesis", {})
+    return found
 
 
 def dataset_parts(session: Session) -> dict[str, Any]:

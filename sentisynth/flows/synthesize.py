@@ -11,7 +11,7 @@ from sentisynth.data.pool import PoolReader
 from sentisynth.data.storage import is_remote
 from sentisynth.data.units import Unit
 from sentisynth.errors import QuotaError, SentisynthError, TrackingError
-from sentisynth.flows.parts import dataset_parts, plan_parts
+from sentisynth.flows.parts import dataset_parts, plan_parts, refuse_other_machines
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_generator
@@ -51,6 +51,7 @@ def synthesize(session: Session) -> None:
         log.params(parts)
         if not reader.all_full:
             (pool / MANIFEST).unlink(missing_ok=True)
+            refuse_other_machines(session, parts)
             _fill(session, config, reader, plan, done, log)
         manifest = reader.publish()
         log.metrics({"ledger": manifest["ledger"]})

@@ -87,10 +87,10 @@ def engine_of(path: Path, name: str) -> str:
 
 
 def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int) -> int:
-    """The largest batch, a power of two up to `most`, that the generator in `path` can run in so
-    many bytes. An estimate from above; raises ModelError if not even eight rows fit.
+    """The largest batch, `most` or a half, a quarter … of it and at least eight, that the generator
+    in `path` is likely to run in so many bytes.
     """
-    model = AutoConfig.from_pretrained(path, local_files_only=True)
+    model = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
     width, layers = model.hidden_size, model.num_hidden_layers
     weights = 4 * (model.vocab_size + 12 * layers * width) * width
     longest = config.synthesis.sampling.max_new_tokens + _LONGEST_PROMPT
@@ -99,12 +99,6 @@ def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int) -> int:
     size = most
     while size > _LEAST_ROWS and weights + size * row > memory:
         size //= 2
-    if weights + size * row > memory:
-        raise ModelError(
-            f"the generator in {path} needs about {(weights + size * row) / 2**30:.1f} GiB for "
-            f"{size} rows; an actor has {memory / 2**30:.1f} GiB: take a smaller model, or give "
-            f"actors more (synthesis.generate_pool.gpus, max_actors)"
-        )
     return size
 
 

@@ -51,6 +51,7 @@ class Cache:
         """Begin with the same prefix, of one row, in all rows."""
         self.length = prefix.length
         self.both[..., : self.length, :] = prefix.both[..., : self.length, :]
+        self.both[..., self.length :, :] = 0
 
     def grow(self) -> None:
         """Make room for one position more."""

@@ -75,7 +75,10 @@ class GraphedSteps:
             if smaller < size:
                 state.keep(alive)
                 rows, size = rows[alive], smaller
-        return None if state.overflow else until_end(drawn_BS, self._end_id)
+        if state.overflow:
+            self._state, self._steps = None, {}  # whoever does it instead needs the memory
+            return None
+        return until_end(drawn_BS, self._end_id)
 
     def _step(self, size: int, width: int, sampling: SamplingConfig) -> None:
         """One step of the first `size` rows. The first of its shape runs as it is, which also
@@ -90,7 +93,7 @@ class GraphedSteps:
         state.step(self._decoder, size, width, sampling)
         if self._record:
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=state.memory):  # nothing in it outlives a step
                 state.step(self._decoder, size, width, sampling)
             self._steps[size, width] = graph.replay
 
@@ -107,6 +110,7 @@ class _State:
         self.position = torch.zeros(1, dtype=torch.int64, device=device)
         self.n_drawn = torch.zeros(1, dtype=torch.int64, device=device)
         self.overflow = torch.zeros((), dtype=torch.bool, device=device)
+        self.memory = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.logits_BV: torch.Tensor | None = None
         self.shift_B: torch.Tensor | None = None
 

@@ -10,7 +10,6 @@ import torch
 
 from sentisynth.config.types import SamplingConfig
 
-SLACK = 14  # candidates beyond k that may tie with the k-th before the long way is taken
 _CHUNK = 32  # tokens of which the largest logit is taken first
 
 
@@ -92,7 +91,7 @@ def short_distribution(
     seen_BL = _seen(logits_BV, history, config, shift_B)
     if seen_BL is not None:
         logits_BV.scatter_(1, history.tokens_BL, float("-inf"))
-    width = config.top_k + SLACK
+    width = config.top_k + slack(config.top_k)
     largest_BW, ids_BW, bound_B1 = _largest(logits_BV, width)
     values, beyond = (_shifted(x, shift_B) / config.temperature for x in (largest_BW, bound_B1))
     if seen_BL is not None:
@@ -107,16 +106,23 @@ def short_distribution(
     return _probs(values, config), ids_BW, (beyond >= kth_B1).any()
 
 
+def slack(top_k: int) -> int:
+    """Candidates beyond k that may tie with the k-th before the long way is taken: logits in bf16
+    are so coarse that ties grow with k.
+    """
+    return max(14, top_k // 2)
+
+
 def is_short(vocabulary: int, config: SamplingConfig) -> bool:
     """Whether the vocabulary is so large, and top-k so small, that the short way is one."""
-    return config.top_k > 0 and 2 * _CHUNK * (config.top_k + SLACK) <= vocabulary
+    return config.top_k > 0 and 2 * _CHUNK * (config.top_k + slack(config.top_k)) <= vocabulary
 
 
 def draw(probs_BW: torch.Tensor, ids_BW: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
     """Tokens (B,) by inverting the distribution at uniforms in [0, 1)."""
     steps = probs_BW.cumsum(dim=1, dtype=torch.float64)
     chosen = (steps <= uniforms_B[:, None] * steps[:, -1:]).sum(dim=1, keepdim=True)
-    last = (probs_BW > 0).sum(dim=1, keepdim=True) - 1
+    last = ((probs_BW > 0).sum(dim=1, keepdim=True) - 1).clamp_min(0)  # NaN must not go astray
     return ids_BW.gather(1, torch.minimum(chosen, last)).squeeze(1)
 
 

@@ -41,12 +41,16 @@ class DisentangledAttention(nn.Module):
         ):
             table = self._split(projection(table_PE)) if kind in kinds else None
             self.register_buffer(name, table, persistent=False)
-        self._scale = (self._width * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5
+        scale = (self._width * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5
+        if self._queries_HPD is not None:
+            self._queries_HPD *= scale  # queries come scaled: half precision does not overflow
         three = [attention.query_proj, attention.key_proj, attention.value_proj]
         joined = nn.Linear(three[0].in_features, 3 * self._heads * self._width).to(three[0].weight)
         with torch.no_grad():
             joined.weight.copy_(torch.cat([module.weight for module in three]))
             joined.bias.copy_(torch.cat([module.bias for module in three]))
+            joined.weight[: self._heads * self._width] *= scale
+            joined.bias[: self._heads * self._width] *= scale
         self._project = joined
 
     def _split(self, rows_PE: torch.Tensor) -> torch.Tensor:
@@ -68,7 +72,7 @@ class DisentangledAttention(nn.Module):
             scores_HBSS = torch.baddbmm(scores_HBSS.view(h * b, s, s), q, k_T).view(h, b, s, s)
         # keys that the first token may attend to: it is real, while rows of padding see nothing
         unreal_BS = ~attention_mask[:, 0, 0].bool()
-        scores_HBSS = (scores_HBSS.float() * self._scale).masked_fill_(
+        scores_HBSS = scores_HBSS.float().masked_fill(
             unreal_BS[None, :, None, :], torch.finfo(torch.float32).min
         )
         probs_HBSS = scores_HBSS.softmax(dim=-1).to(v_HBSD.dtype)

@@ -19,6 +19,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from sentisynth.errors import ModelError
 
 _PACKAGE = resources.files("sentisynth") / "resources"
+# of allocators and libraries that raise a plain RuntimeError
+_MEMORY_WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "tokenizer*"]
 
 
@@ -151,9 +153,9 @@ class DeviceFacts:
     """What `auto` comes to in generation and verification: fp32, bf16 or fp16."""
 
 
-def device_facts() -> DeviceFacts:
-    """Of the device that this process was given."""
-    device = best_device()
+def device_facts(device: torch.device | None = None) -> DeviceFacts:
+    """Of a device; of the one that this process was given, if none is named."""
+    device = device or best_device()
     names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
     precision = names[inference_dtype("auto", device)]
     if device.type == "cuda":
@@ -172,7 +174,7 @@ def memory_guarded(what: str, remedy: str) -> Iterator[None]:
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_memory and "can't allocate memory" not in reason:  # the CPU's has no type
+        if not is_memory and not any(word in reason for word in _MEMORY_WORDS):
             raise
         raise ModelError(f"{what} ran out of memory ({reason}); {remedy}") from None
 
@@ -189,6 +191,10 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
     return autocast_dtype(precision, device) or torch.float32
 
 
+def _gpu_has_bf16() -> bool:
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+
+
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The dtype of matrix products in training under `precision`, or None for fp32.
 
@@ -197,7 +203,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """
     if precision == "auto":
         if device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+            return torch.bfloat16 if _gpu_has_bf16() else torch.float16
         fast = torch.cpu._is_amx_tile_supported()
         return torch.bfloat16 if fast else None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+import torch
 
 from sentisynth import signals
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
@@ -129,7 +130,7 @@ def cluster_resources() -> Resources:
 def facts_of_an_actor(placed: PoolPlacement) -> DeviceFacts:
     """Of the device that an actor of this pool gets; asked there if it has a GPU, else here."""
     if not placed.gpus:
-        return device_facts()
+        return device_facts(torch.device("cpu"))  # the driver may see a GPU that the actor does not
     ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(device_facts)
     return ray.get(ask.remote())
 

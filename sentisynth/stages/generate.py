@@ -20,7 +20,8 @@ class Generate:
 
     def __init__(self, model: Path, config: RunConfig) -> None:
         torch.set_num_threads(config.synthesis.generate_pool.threads)
-        self._generate = UnitGenerator(model, config)
+        with memory_guarded("loading the generator", _REMEDY):
+            self._generate = UnitGenerator(model, config)
         self._lowercase = config.data.lowercase
 
     def __call__(self, unit: Unit) -> pa.Table:

@@ -30,7 +30,8 @@ class Verify:
         device = best_device()
         loaded, self._tokenizer = load_verifier(model, len(config.data.labels))
         dtype = inference_dtype(config.synthesis.precision, device)
-        self._model = lay_out(loaded.to(device), dtype)
+        with memory_guarded("loading the teacher", _REMEDY):
+            self._model = lay_out(loaded.to(device), dtype)
         self._max_length = config.teacher.max_length
         self._tokens_per_batch = TOKENS_PER_BATCH[device.type]
 

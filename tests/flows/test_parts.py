@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from sentisynth.config.load import load_config
-from sentisynth.flows.parts import unit_size
+from sentisynth.errors import RunDirectoryError
+from sentisynth.flows.parts import refuse_other_machines, unit_size
 from sentisynth.models.loading import DeviceFacts
 from sentisynth.runtime.ray_cluster import Placement, PoolPlacement
 from tests.conftest import RESOURCES
@@ -18,7 +19,10 @@ def session(overrides: list[str], kind: str, memory: int, stamp: Any = None) -> 
     placed = PoolPlacement(min_actors=1, max_actors=2, cpus=0.5, gpus=0.5 if gpu else 0)
     facts = DeviceFacts(kind=kind, name="", memory=memory, precision="bf16" if gpu else "fp32")
     directory = SimpleNamespace(
-        readable_stamp=lambda _: stamp, require=lambda *_: Path(RESOURCES / "gpt2-mini")
+        overwrites=False,
+        pool=Path("pool"),
+        readable_stamp=lambda _: stamp,
+        require=lambda *_: Path(RESOURCES / "gpt2-mini"),
     )
     return SimpleNamespace(
         config=load_config("quickstart", overrides),
@@ -40,3 +44,13 @@ def test_what_is_given_counts_and_a_pool_keeps_its_own() -> None:
     assert unit_size(session(["synthesis.unit_size=77"], "cpu", 2**34)) == 77
     begun = {"synthesis": {"unit_size": 32}}
     assert unit_size(session(["synthesis.unit_size=0"], "cpu", 2**34, begun)) == 32
+
+
+def test_units_are_not_made_on_other_machines() -> None:
+    here = session([], "cpu", 2**34)
+    same = {"synthesis": {"devices": ["cpu", "cpu"], "precision": ["fp32", "fp32"]}}
+    refuse_other_machines(here, same)
+    for name, there in (("devices", ["H100", "H100"]), ("precision", ["bf16", "bf16"])):
+        other = {"synthesis": same["synthesis"] | {name: there}}
+        with pytest.raises(RunDirectoryError, match=f"begun with {name} {there[0]}.*other bytes"):
+            refuse_other_machines(here, other)

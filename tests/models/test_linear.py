@@ -8,7 +8,9 @@ from transformers import (
     BertConfig,
     DistilBertConfig,
     GPT2Config,
+    LlamaConfig,
     RobertaConfig,
+    T5Config,
 )
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
@@ -23,6 +25,17 @@ CONFIGS = {
     "bert, silu": BertConfig(**SIZES, **WIDE, num_hidden_layers=2, hidden_act="silu"),
     "roberta": RobertaConfig(**SIZES, **WIDE, num_hidden_layers=2),
     "distilbert": DistilBertConfig(**SIZES, dim=32, n_heads=4, n_layers=2, hidden_dim=48),
+    "llama": LlamaConfig(**SIZES, **WIDE, num_hidden_layers=2),
+    "t5": T5Config(
+        **SIZES,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_heads=4,
+        num_layers=2,
+        eos_token_id=5,
+        decoder_start_token_id=0,
+    ),
     "gpt2": GPT2Config(**SIZES, n_embd=32, n_head=4, n_layer=2),
 }
 
@@ -63,7 +76,7 @@ def test_classifiers_keep_their_logits(name: str, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     inputs = {
-        "input_ids": torch.randint(2, 60, (4, 9)),
+        "input_ids": torch.cat((torch.randint(6, 60, (4, 8)), torch.full((4, 1), 5)), dim=1),
         "attention_mask": torch.ones(4, 9, dtype=torch.long),
     }
     wanted = model(**inputs).logits
