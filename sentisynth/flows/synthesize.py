@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
@@ -52,11 +53,25 @@ def synthesize(session: Session) -> None:
         if not reader.all_full:
             (pool / MANIFEST).unlink(missing_ok=True)
             refuse_other_machines(session, parts)
+            _tell_engine(session, parts["synthesis"])
             _fill(session, config, reader, plan, done, log)
         manifest = reader.publish()
         log.metrics({"ledger": manifest["ledger"]})
         if not is_remote(pool):
             log.artifacts(pool / MANIFEST, "pool")
+
+
+def _tell_engine(session: Session, decided: dict[str, Any]) -> None:
+    why = f"synthesis.engine={session.config.synthesis.engine}"
+    if session.config.synthesis.engine == "auto":
+        is_ours = decided["engine"] == "batch"
+        why = "ours, since this is a GPT-2 model" if is_ours else "any other causal model"
+    told = (
+        f"   engine {decided['engine']} ({why}), units of {decided['unit_size']}, generation in "
+        f"{decided['precision'][0]} on {decided['devices'][0]}, verification in "
+        f"{decided['precision'][1]} on {decided['devices'][1]}"
+    )
+    session.console.event("engine", told, **decided)
 
 
 def _tell_recovered(session: Session, reader: PoolReader, n_units: int, seconds: float) -> None:
