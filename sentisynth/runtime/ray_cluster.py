@@ -6,14 +6,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ray
-import torch
 
 from sentisynth import signals
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
-from sentisynth.models.loading import DeviceFacts, device_facts
+
+if TYPE_CHECKING:
+    from sentisynth.models.loading import DeviceFacts
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
 _QUIET = {  # nobody reads the reports of a session without a dashboard
@@ -127,8 +129,12 @@ def cluster_resources() -> Resources:
     )
 
 
-def facts_of_an_actor(placed: PoolPlacement) -> DeviceFacts:
+def facts_of_an_actor(placed: PoolPlacement) -> "DeviceFacts":
     """Of the device that an actor of this pool gets; asked there if it has a GPU, else here."""
+    import torch  # here: the stream's small processes import this module and start fast
+
+    from sentisynth.models.loading import device_facts
+
     if not placed.gpus:
         return device_facts(torch.device("cpu"))  # the driver may see a GPU that the actor does not
     ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(device_facts)
