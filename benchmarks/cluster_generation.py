@@ -19,7 +19,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.generation.batch_engine import BatchEngine
-from sentisynth.models.loading import best_device, device_facts, inference_dtype
+from sentisynth.models.devices import best_device, device_facts, inference_dtype
 from sentisynth.runtime.ray_cluster import cluster_resources, connected
 
 PROMPT = [50000, 11, 22, 33]

@@ -31,7 +31,7 @@ from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
 from sentisynth.config.load import load_config
 from sentisynth.data.sources import read_rows
 from sentisynth.models.classifier import pad, score
-from sentisynth.models.linear import lay_out
+from sentisynth.models.inference import lay_out
 from sentisynth.models.loading import load_tokenizer, resolve_model
 from sentisynth.stages.verify import TOKENS_PER_BATCH
 

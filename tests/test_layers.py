@@ -1,6 +1,8 @@
 """The house stays a house: imports point downward, heavy packages have one door each."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,3 +97,9 @@ def test_config_does_not_import_torch() -> None:
         base = PACKAGE / folder
         for path in base.rglob("*.py") if base.is_dir() else [base]:
             assert "torch" not in {m.split(".")[0] for m in imported(path)}, name(path)
+
+
+def test_the_small_processes_of_the_stream_import_no_torch() -> None:
+    """The plan's source, screens and writers start many times when things die."""
+    code = "import sys, sentisynth.runtime.stream; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -14,7 +14,7 @@ from sentisynth.data.files import directory_aside, write_text
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import Corpus
 from sentisynth.flows.console import Console
-from sentisynth.models.loading import DeviceFacts
+from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.ray_cluster import (
     Placement,
     cluster_resources,

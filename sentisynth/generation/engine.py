@@ -14,8 +14,9 @@ from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.generation.gpt2 import check_config
 from sentisynth.generation.hf_engine import TransformersEngine
+from sentisynth.models.devices import best_device, inference_dtype
 from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
-from sentisynth.models.loading import best_device, inference_dtype, load_tokenizer
+from sentisynth.models.loading import load_tokenizer
 
 _LONGEST_PROMPT, _LEAST_ROWS = 32, 8
 

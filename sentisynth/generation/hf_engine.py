@@ -6,6 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.generation.sampling import until_end
+from sentisynth.models.inference import cast_weights
 from sentisynth.seeding import derive_seed
 
 
@@ -17,7 +18,8 @@ class TransformersEngine:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
     ) -> None:
-        self._model = model.to(dtype)
+        cast_weights(model, dtype)
+        self._model = model
         self._pad_id, self._eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id
 
     @torch.inference_mode()

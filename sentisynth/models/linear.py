@@ -9,18 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
-
-from sentisynth.models.deberta import DisentangledAttention, use_fast_attention
 
 _GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of one function
 _GELU = ("gelu", "gelu_python")
 FUSED = (*_GELU, *_GELU_TANH, "relu")
-_LAID_OUT = (  # others may read the weights of their layers themselves
-    *("albert", "bert", "camembert", "deberta", "deberta-v2", "distilbert", "electra", "gpt2"),
-    *("modernbert", "mpnet", "roberta", "xlm-roberta"),
-)
 _ROWS = 256  # the layout depends on a number of rows; any other number works with it, too
 
 
@@ -73,51 +66,12 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def is_linear(module: object) -> bool:
+    """Whether `linear_of` takes this layer."""
+    return type(module) in (nn.Linear, Conv1D)
+
+
 def linear_of(module: Any, activation: str | None = None) -> Linear:
     """The same layer from torch's Linear or transformers' Conv1D, whose weight is (in, out)."""
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
     return Linear(weight, module.bias, activation)
-
-
-def lay_out(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Make a classifier ready for inference, in place: its body in `dtype`, its head in fp32.
-
-    Linear layers of common models are laid out for the device they are on, and the GELU after a
-    feed-forward layer's first half is fused with it. The model cannot be trained or saved then.
-    """
-    model.eval().requires_grad_(False)
-    use_fast_attention(model)
-    for parameter in model.base_model.parameters():  # not buffers: rotary frequencies stay fp32
-        parameter.data = parameter.data.to(dtype)
-    for module in model.base_model.modules():
-        if isinstance(module, DisentangledAttention):
-            module.to(dtype)
-    if model.config.model_type not in _LAID_OUT:
-        return _with_head_cast(model)
-    for module in list(model.modules()):
-        name = getattr(model.config, "hidden_act", getattr(model.config, "activation_function", ""))
-        for first, act in (("dense", "intermediate_act_fn"), ("c_fc", "act")):
-            layer, follows = getattr(module, first, None), getattr(module, act, None)
-            if name in FUSED and _is_linear(layer) and isinstance(follows, nn.Module):
-                setattr(module, first, linear_of(layer, name))
-                setattr(module, act, nn.Identity())
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if _is_linear(child):
-                setattr(module, name, linear_of(child))
-    return model
-
-
-def _with_head_cast(model: PreTrainedModel) -> PreTrainedModel:
-    """Let the head take what the body gives, in fp32."""
-    body = {id(module) for module in model.base_model.modules()}
-    for name, child in list(model.named_children()):
-        if type(child) is nn.Linear and id(child) not in body:
-            setattr(model, name, linear_of(child))
-        elif id(child) not in body:
-            child.register_forward_pre_hook(lambda _, given: tuple(x.float() for x in given))
-    return model
-
-
-def _is_linear(module: object) -> bool:
-    return type(module) in (nn.Linear, Conv1D)

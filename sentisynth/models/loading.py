@@ -4,10 +4,6 @@ Weights come from safetensors alone, and no code of a model's repository is ever
 """
 
 import hashlib
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,8 +15,6 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from sentisynth.errors import ModelError
 
 _PACKAGE = resources.files("sentisynth") / "resources"
-# of allocators and libraries that raise a plain RuntimeError
-_MEMORY_WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "tokenizer*"]
 
 
@@ -132,78 +126,3 @@ def check_length(path: Path, max_length: int, key: str) -> None:
     most = getattr(config, "max_position_embeddings", None) or max_length
     if max_length > most:
         raise ModelError(f"{key} is {max_length}; the model in {path} takes {most} tokens at most")
-
-
-def best_device() -> torch.device:
-    """The accelerator that this process was given, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeviceFacts:
-    """What of a device decides the bytes of its results, and how much fits on it."""
-
-    kind: str
-    """`cuda`, or `cpu`."""
-    name: str
-    """The model of a GPU; empty for a CPU."""
-    memory: int
-    """Bytes in all."""
-    precision: str
-    """What `auto` comes to in generation and verification: fp32, bf16 or fp16."""
-
-
-def device_facts(device: torch.device | None = None) -> DeviceFacts:
-    """Of a device; of the one that this process was given, if none is named."""
-    device = device or best_device()
-    names = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    precision = names[inference_dtype("auto", device)]
-    if device.type == "cuda":
-        found = torch.cuda.get_device_properties(device)
-        name, memory = found.name, found.total_memory
-    else:
-        name, memory = "", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return DeviceFacts(kind=device.type, name=name, memory=memory, precision=precision)
-
-
-@contextmanager
-def memory_guarded(what: str, remedy: str) -> Iterator[None]:
-    """Raise ModelError where the block runs out of memory on its device."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not is_memory and not any(word in reason for word in _MEMORY_WORDS):
-            raise
-        raise ModelError(f"{what} ran out of memory ({reason}); {remedy}") from None
-
-
-def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that weights are laid out in for generation and verification.
-
-    `auto` is bf16 on GPUs that have it and on CPUs that multiply it (AMX or AVX-512 BF16), where
-    it is about twice as fast as fp32 or more; else fp16 on a GPU and fp32 on a CPU.
-    """
-    if precision == "auto" and device.type == "cpu":
-        fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        return torch.bfloat16 if fast else torch.float32
-    return autocast_dtype(precision, device) or torch.float32
-
-
-def _gpu_has_bf16() -> bool:
-    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of matrix products in training under `precision`, or None for fp32.
-
-    `auto` is bf16 on a GPU that has it and on a CPU with AMX tiles, where it is several times
-    faster; on other CPUs the casts cost more than they bring.
-    """
-    if precision == "auto":
-        if device.type == "cuda":
-            return torch.bfloat16 if _gpu_has_bf16() else torch.float16
-        fast = torch.cpu._is_amx_tile_supported()
-        return torch.bfloat16 if fast else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]

@@ -15,7 +15,7 @@ from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
 
 if TYPE_CHECKING:
-    from sentisynth.models.loading import DeviceFacts
+    from sentisynth.models.devices import DeviceFacts
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
 _QUIET = {  # nobody reads the reports of a session without a dashboard
@@ -133,7 +133,7 @@ def facts_of_an_actor(placed: PoolPlacement) -> "DeviceFacts":
     """Of the device that an actor of this pool gets; asked there if it has a GPU, else here."""
     import torch  # here: the stream's small processes import this module and start fast
 
-    from sentisynth.models.loading import device_facts
+    from sentisynth.models.devices import device_facts
 
     if not placed.gpus:
         return device_facts(torch.device("cpu"))  # the driver may see a GPU that the actor does not

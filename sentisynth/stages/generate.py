@@ -10,7 +10,7 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.text import clean
 from sentisynth.data.units import Unit
 from sentisynth.generation.engine import UnitGenerator
-from sentisynth.models.loading import memory_guarded
+from sentisynth.models.devices import memory_guarded
 
 _REMEDY = "lower synthesis.unit_size, or give actors more (generate_pool.gpus, max_actors)"
 

@@ -10,8 +10,8 @@ import torch
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.models.classifier import load_verifier, score, tokenize
-from sentisynth.models.linear import lay_out
-from sentisynth.models.loading import best_device, inference_dtype, memory_guarded
+from sentisynth.models.devices import best_device, inference_dtype, memory_guarded
+from sentisynth.models.inference import lay_out
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
 _REMEDY = "give actors more (synthesis.verify_pool.gpus, max_actors)"

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import ModelError
-from sentisynth.models.loading import autocast_dtype, best_device
+from sentisynth.models.devices import autocast_dtype, best_device
 from sentisynth.seeding import derive_seed
 
 _LEAST_WEIGHT = 1e-12

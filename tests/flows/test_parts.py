@@ -9,7 +9,7 @@ import pytest
 from sentisynth.config.load import load_config
 from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.parts import refuse_other_machines, unit_size
-from sentisynth.models.loading import DeviceFacts
+from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.ray_cluster import Placement, PoolPlacement
 from tests.conftest import RESOURCES
 

@@ -22,8 +22,8 @@ from sentisynth.generation.engine import (
 from sentisynth.generation.gpt2 import Decoder
 from sentisynth.generation.graphs import GraphedSteps, batch_sizes
 from sentisynth.models.classifier import load_classifier
+from sentisynth.models.devices import memory_guarded
 from sentisynth.models.generator import load_generator, load_sampler
-from sentisynth.models.loading import memory_guarded
 from sentisynth.seeding import candidate_uniforms
 from tests.conftest import RESOURCES
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from sentisynth.models.deberta import use_fast_attention
-from sentisynth.models.linear import lay_out
+from sentisynth.models.inference import lay_out
 
 V3 = {
     "relative_attention": True,

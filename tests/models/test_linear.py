@@ -15,7 +15,8 @@ from transformers import (
 from transformers.activations import ACT2FN
 from transformers.pytorch_utils import Conv1D
 
-from sentisynth.models.linear import FUSED, Linear, lay_out, linear_of
+from sentisynth.models.inference import lay_out
+from sentisynth.models.linear import FUSED, Linear, linear_of
 
 SIZES = {"vocab_size": 60, "num_labels": 3, "pad_token_id": 1}
 WIDE = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
