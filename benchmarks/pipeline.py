@@ -17,7 +17,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -25,19 +24,18 @@ from typing import Any
 
 import torch
 from environment import environment
+from stream import streamed
 from transformers import AutoModelForSequenceClassification, GenerationConfig, pipeline
 
 from sentisynth import schema
 from sentisynth.config.load import read_run_config
 from sentisynth.config.types import RunConfig
 from sentisynth.data.ledger import judge
-from sentisynth.data.pool import PoolReader
 from sentisynth.data.text import clean
 from sentisynth.data.units import Unit
 from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
 from sentisynth.models.loading import load_tokenizer
 from sentisynth.runtime.ray_cluster import connected
-from sentisynth.runtime.stream import UnitStream, stream_pools
 from sentisynth.stages.generate import Generate
 from sentisynth.stages.screen import Screen
 from sentisynth.stages.verify import Verify
@@ -118,47 +116,6 @@ def with_threads(config: RunConfig, threads: int) -> RunConfig:
     return config.model_copy(update={"synthesis": config.synthesis.model_copy(update=pools)})
 
 
-def streamed(
-    run: Path, config: RunConfig, texts: Any, n_units: int
-) -> tuple[float, dict[str, float]]:
-    """Accepted rows a second, and the seconds that each stage worked."""
-    size, n_labels = config.synthesis.unit_size, len(config.data.labels)
-    with connected(), tempfile.TemporaryDirectory(prefix="pipeline-") as directory:
-        pool = Path(directory)
-        pools = stream_pools(
-            config,
-            generator=run / "generator",
-            teacher=run / "teacher",
-            pool=pool,
-            plan="plan",
-            evaluation_texts=texts[0],
-            seed_texts=texts[1],
-        )
-        reader = PoolReader(pool, config, "plan")
-        warm = 4 * pools[0].placed.max_actors
-        stream = UnitStream(pools, n_labels=n_labels, size=size, done=set())
-        stream.want([warm + n_units] * n_labels)
-        seconds: Counter[str] = Counter()
-        n = begun = 0
-        started = 0.0
-        with stream:
-            for finished in stream:
-                if finished is None:
-                    continue
-                n += 1
-                reader.journal.add(finished.receipt)
-                reader.offer(finished.receipt)
-                seconds.update(finished.seconds if n > warm else {})
-                if n in (warm, warm + n_units):
-                    counts = [tally.ledger.counts[schema.ACCEPTED] for tally in reader.tallies]
-                    if n == warm:
-                        started, begun = time.perf_counter(), sum(counts)
-                    else:
-                        elapsed = time.perf_counter() - started
-                        return (sum(counts) - begun) / elapsed, dict(seconds)
-    raise AssertionError("the stream ended early")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True)
@@ -185,8 +142,10 @@ def main() -> None:
             "one process": one_process(run, config, texts, arguments.units),
         }
         if not arguments.without_ray:
-            found["stream"], seconds = streamed(run, config, texts, arguments.units)
-            stages.update(seconds)
+            with connected():
+                middle = streamed(run, config, texts, arguments.units)
+            found["stream"] = middle.accepted / middle.seconds
+            stages.update(middle.stage_seconds)
         print({name: round(rate, 1) for name, rate in found.items()}, file=sys.stderr, flush=True)
         for name, rate in found.items():
             rates.setdefault(name, []).append(rate)

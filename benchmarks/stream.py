@@ -23,6 +23,8 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -211,7 +213,7 @@ def efficiency(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         found["verification alone"].append(seconds)
         with connected():
-            found["stream"].append(streamed(run, config, texts, arguments.units))
+            found["stream"].append(streamed(run, config, texts, arguments.units).seconds)
         with connected():
             found["free-running"].append(free_running(run, config, texts, arguments.units, placed))
         print({name: round(v[-1], 1) for name, v in found.items()}, file=sys.stderr, flush=True)
@@ -261,8 +263,17 @@ def screened(config: RunConfig, texts: tuple[list[str], list[str]], made: list) 
     return [screen(table) for table in made]
 
 
-def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> float:
-    """Seconds for the units in the middle of a stream that has begun before and goes on after."""
+@dataclass(frozen=True, kw_only=True)
+class Middle:
+    """What units in the middle of a stream took and gave."""
+
+    seconds: float
+    accepted: int
+    stage_seconds: dict[str, float]
+
+
+def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> Middle:
+    """Units in the middle of a stream that has begun before and goes on after."""
     n_labels, size = len(config.data.labels), config.synthesis.unit_size
     with tempfile.TemporaryDirectory(prefix="stream-") as directory:
         pool = Path(directory)
@@ -279,7 +290,8 @@ def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> float:
         warm = 4 * pools[0].placed.max_actors
         stream = UnitStream(pools, n_labels=n_labels, size=size, done=set())
         stream.want([warm + n_units] * n_labels)
-        n, started = 0, 0.0
+        n, started, begun = 0, 0.0, 0
+        worked: Counter[str] = Counter()
         with stream:
             for finished in stream:
                 if finished is None:
@@ -287,10 +299,16 @@ def streamed(run: Path, config: RunConfig, texts: Any, n_units: int) -> float:
                 n += 1
                 reader.journal.add(finished.receipt)
                 reader.offer(finished.receipt)
+                worked.update(finished.seconds if n > warm else {})
+                accepted = sum(tally.ledger.counts[schema.ACCEPTED] for tally in reader.tallies)
                 if n == warm:
-                    started = time.monotonic()
+                    started, begun = time.monotonic(), accepted
                 if n == warm + n_units:
-                    return time.monotonic() - started
+                    return Middle(
+                        seconds=time.monotonic() - started,
+                        accepted=accepted - begun,
+                        stage_seconds=dict(worked),
+                    )
     raise AssertionError("the stream ended early")
 
 
