@@ -34,3 +34,7 @@ class TrackingError(SentisynthError):
 
 class PlacementError(SentisynthError):
     """The cluster can never satisfy what a stage asks for."""
+
+
+class TrainingError(SentisynthError):
+    """A training whose workers keep dying, or that cannot fit."""

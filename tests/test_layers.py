@@ -27,7 +27,8 @@ DOORS: dict[str, set[str]] = {
     "ray.train": {"runtime/train.py"},
     "ray.tune": set(),
     "mlflow": {"runtime/tracking.py"},
-    "deepspeed": set(),
+    "deepspeed": {"training/deepspeed_engine.py"},
+    "peft": {"models/generator.py"},
     "vllm": set(),
 }
 

@@ -1,6 +1,7 @@
 """A recipe, a file or a run directory, plus `key=value` overrides, to a checked `RunConfig`."""
 
 import difflib
+import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def load_config(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Run
     for override in overrides:
         _apply(values, override)
     _make_absolute(values)
+    _read_deepspeed(values)
     return parse_config(values)
 
 
@@ -130,6 +132,23 @@ def _make_absolute(values: dict[str, Any]) -> None:
             if isinstance(reference, str) and Path(reference).expanduser().exists():
                 assert isinstance(part, dict)
                 part[key] = str(Path(reference).expanduser().resolve())
+
+
+def _read_deepspeed(values: dict[str, Any]) -> None:
+    """A path to DeepSpeed's JSON becomes what the file says: it is part of the fingerprint."""
+    for section in ("teacher", "generator", "student"):
+        part = values.get(section)
+        train = part.get("train") if isinstance(part, dict) else None
+        path = train.get("deepspeed") if isinstance(train, dict) else None
+        if not isinstance(path, str):
+            continue
+        assert isinstance(train, dict)
+        try:
+            train["deepspeed"] = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{section}.train.deepspeed is {path!r}, which cannot be read as JSON: {error}"
+            ) from None
 
 
 def _unknown_key(key: str) -> str:

@@ -6,9 +6,10 @@ A model or data reference is one of
     ./DIR, /DIR      a local path
     org/name         a Hugging Face Hub name (data: `org/name:split`)
     fresh:SHAPE      student only: untrained weights of a known shape (see models.classifier.SHAPES)
+    teacher:N        student only: the teacher's embedding and its first N layers
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -56,12 +57,24 @@ class DataConfig(Config):
 
 
 class TrainConfig(Config):
-    engine: Literal["torch"] = "torch"
-    """What runs the optimiser steps: one torch process, or torch DDP with several workers."""
+    engine: Literal["auto", "torch", "deepspeed"] = "auto"
+    """What makes optimiser steps: torch (DDP with several workers) or DeepSpeed. auto: DeepSpeed
+    with several workers, torch with one."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
+    """What DeepSpeed shares out among the workers: 0 nothing, 1 the optimiser's state, 2 gradients
+    too, 3 weights too. Null: what `deepspeed` says, else 1."""
+    offload: Literal["none", "optimizer", "parameters"] = "none"
+    """What DeepSpeed keeps in the CPU's memory: the optimiser's state, or (stage 3) weights too."""
+    deepspeed: dict[str, Any] | None = None
+    """More settings for DeepSpeed: a mapping, or a path to its JSON file."""
     workers: Annotated[int, Field(ge=1, le=4096)] = 1
     """Training processes; the batch is shared out among them."""
     gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | None = None
     """GPUs of a worker; null takes one where the cluster has any."""
+    micro_batch_size: PositiveInt | None = None
+    """Rows of a worker's forward pass, the rest of its share is accumulated; null: all at once."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more work."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 3
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     """Rows of one optimiser step, over all workers."""
@@ -79,8 +92,34 @@ class TrainConfig(Config):
     """Arithmetic of the forward pass; auto is bf16 where the hardware multiplies it fast."""
     eval_every: PositiveInt | None = None
     """Optimiser steps between evaluations; null evaluates after each epoch."""
+    metric: Literal["macro_f1", "accuracy", "validation_loss", "perplexity"] | None = None
+    """Figure on the validation rows that chooses the weights to keep; null: perplexity of a
+    generator, macro-F1 of a classifier."""
     early_stopping: Annotated[int, Field(ge=0, le=1000)] = 0
     """Evaluations without a better metric before training stops; 0 never stops early."""
+    checkpoint_every: PositiveInt | None = None
+    """Optimiser steps between checkpoints; null: at evaluations, when 20 seconds have passed."""
+    max_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
+    """Deaths of workers in a row, without a checkpoint between, after which the training ends."""
+
+    @model_validator(mode="after")
+    def _one_engine(self) -> "TrainConfig":
+        wants = [
+            k
+            for k in ("zero_stage", "deepspeed", "offload")
+            if getattr(self, k) not in (None, "none")
+        ]
+        if self.engine == "torch" and wants:
+            raise ValueError(
+                f"{wants[0]} is for DeepSpeed, and engine is torch; set train.engine=deepspeed, or "
+                f"leave {wants[0]} out"
+            )
+        if self.offload == "parameters" and self.zero_stage != 3:
+            raise ValueError(
+                f"offload=parameters needs zero_stage=3, and that is {self.zero_stage}; set it, or "
+                f"offload=optimizer"
+            )
+        return self
 
 
 class TeacherConfig(Config):
@@ -88,6 +127,10 @@ class TeacherConfig(Config):
     """Start of the verifier: a sequence classifier, or any encoder or decoder to put a head on."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     """Tokens of a text; what lies beyond is cut off."""
+    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    """Weight of a row by its class, in the order of the labels; balanced: N / (K · rows of it)."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of a label that is spread over all classes."""
     train: TrainConfig = TrainConfig()
 
 
@@ -101,8 +144,20 @@ class GeneratorConfig(Config):
     prompts: dict[str, tuple[str, ...]] | None = None
     """Class name to texts that follow the control token; units take turns. Null: none."""
     frozen_blocks: Annotated[int, Field(ge=0)] | None = None
-    """Lower blocks that are not trained; null freezes the lower two thirds."""
+    """Lower blocks that are not trained; null freezes the lower two thirds, or none with LoRA."""
+    lora_rank: Annotated[int, Field(ge=0, le=1024)] = 0
+    """Train low-rank adapters of all blocks, and the control tokens, in place of the weights; they
+    are merged into the weights at the end. 0: train the weights."""
     train: TrainConfig = TrainConfig(learning_rate=3e-5, schedule="cosine", early_stopping=1)
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "GeneratorConfig":
+        if self.lora_rank and self.frozen_blocks:
+            raise ValueError(
+                f"frozen_blocks is {self.frozen_blocks} and lora_rank is {self.lora_rank}; LoRA "
+                f"trains adapters of all blocks: set one of the two to 0"
+            )
+        return self
 
 
 class SamplingConfig(Config):
@@ -184,7 +239,8 @@ class SynthesisConfig(Config):
 
 class StudentConfig(Config):
     model: str
-    """Start of the student; `fresh:bert-tiny` is untrained and takes the teacher's tokenizer."""
+    """Start of the student; `fresh:bert-tiny` is untrained, `teacher:2` has the teacher's first two
+    layers; both take the teacher's tokenizer."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     """Tokens of a text; what lies beyond is cut off."""
     train: TrainConfig = TrainConfig(learning_rate=3e-5, epochs=10, early_stopping=3)
@@ -228,6 +284,29 @@ class RunConfig(Config):
                     f"generator.{key} has entries for {', '.join(sorted(given))}; it must have "
                     f"one for each of data.labels: {', '.join(self.data.labels)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _known_metrics(self) -> "RunConfig":
+        for section in ("teacher", "generator", "student"):
+            metric = getattr(self, section).train.metric
+            known = ["perplexity", "validation_loss"]
+            if section != "generator":
+                known = ["macro_f1", "accuracy", "validation_loss"]
+            if metric is not None and metric not in known:
+                raise ValueError(
+                    f"{section}.train.metric is {metric!r}; it must be one of {', '.join(known)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _a_weight_a_class(self) -> "RunConfig":
+        weights = self.teacher.class_weights
+        if isinstance(weights, tuple) and len(weights) != len(self.data.labels):
+            raise ValueError(
+                f"teacher.class_weights has {len(weights)} entries; it must have one for each of "
+                f"data.labels: {', '.join(self.data.labels)}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -137,6 +137,26 @@ class RunDirectory:
         remove_tree(self.stage(name))
         return False
 
+    def begin(self, name: str, parts: dict[str, Any]) -> Path:
+        """A directory for a stage at work, which keeps what a killed command had done.
+
+        Raises RunDirectoryError if it was begun from other parts, unless told to overwrite: then
+        it is emptied.
+        """
+        work = self.path / name
+        begun = self.readable_stamp(name)
+        if begun is None or fingerprint(begun) != fingerprint(parts):
+            if begun is not None and not self._overwrite:
+                raise RunDirectoryError(
+                    f"{work} was begun from something else: {_differences(begun, parts)}; choose "
+                    f"another directory with --out, or begin anew with --overwrite"
+                )
+            if work.exists():
+                remove_tree(work)
+            work.mkdir(parents=True)
+            self.stamp(work, parts, is_done=False)
+        return work
+
     def refuse_others(self, name: str, parts: dict[str, Any]) -> None:
         """Raise as `is_done` would; nothing is removed, told to overwrite or not."""
         found = self.readable_stamp(name)

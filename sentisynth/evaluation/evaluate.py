@@ -12,6 +12,7 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.files import read_json
 from sentisynth.data.logits import logits_of
 from sentisynth.data.run_directory import RunDirectory
+from sentisynth.evaluation.calibration import calibration
 from sentisynth.evaluation.metrics import (
     classification,
     distinct_n,
@@ -21,6 +22,7 @@ from sentisynth.evaluation.metrics import (
 from sentisynth.seeding import derive_seed, fingerprint
 
 REAL_SPLITS = ("validation", "test")
+_OF_A_GENERATOR = ("perplexity", "frozen_blocks", "lora_rank", "best_step")
 
 
 def evaluate_run(
@@ -46,12 +48,16 @@ def evaluate_run(
     }
     if directory.read_stamp("generator") is not None:
         found = read_json(directory.stage("generator") / "metrics.json")
-        metrics["generator"] = {n: found[n] for n in ("perplexity", "frozen_blocks", "best_step")}
+        metrics["generator"] = {n: found[n] for n in _OF_A_GENERATOR}
+    if "teacher" in done:
+        metrics["calibration"] = calibration(
+            *(_logits(directory.stage("teacher"), split) for split in REAL_SPLITS)
+        )
     if directory.read_stamp("dataset") is not None:
         metrics["synthesis"] = _synthesis(config, directory)
     if set(compare) <= set(done):
-        labels, base = _predictions(directory.stage(compare[0]), "test")
-        _, other = _predictions(directory.stage(compare[1]), "test")
+        labels, base = predictions(directory.stage(compare[0]), "test")
+        _, other = predictions(directory.stage(compare[1]), "test")
         seed = derive_seed(config.seed, "bootstrap")
         gain = paired_bootstrap(labels, base, other, k, seed)
         metrics["gain"] = {"from": compare[0], "to": compare[1], **gain}
@@ -68,15 +74,21 @@ def _is_of_this_run(directory: RunDirectory, name: str) -> bool:
 
 def _arm(path: Path, name: str, title: str, n_classes: int) -> dict[str, Any]:
     found = read_json(path / "metrics.json")
-    splits = {split: classification(*_predictions(path, split), n_classes) for split in REAL_SPLITS}
+    splits = {split: classification(*predictions(path, split), n_classes) for split in REAL_SPLITS}
     kept = {key: found[key] for key in ("parameters", "best_step", "steps", "seconds")}
     return {"name": name, "title": title, **kept, **splits}
 
 
-def _predictions(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+def _logits(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (N,) and logits (N, K) of a trained classifier on a real split."""
     table = pq.read_table(path / "predictions" / f"{split}.parquet")
-    predicted = logits_of(table, schema.LOGITS).argmax(axis=1)
-    return table[schema.LABELS].to_numpy().astype(np.int64), predicted.astype(np.int64)
+    return table[schema.LABELS].to_numpy().astype(np.int64), logits_of(table, schema.LOGITS)
+
+
+def predictions(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predicted classes (N,) of a trained classifier on a real split."""
+    labels_N, logits_NK = _logits(path, split)
+    return labels_N, logits_NK.argmax(axis=1).astype(np.int64)
 
 
 def _synthesis(config: RunConfig, directory: RunDirectory) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, write_config
 from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
-from sentisynth.models.classifier import FRESH, check_fresh
+from sentisynth.models.classifier import FRESH, check_fresh, starts_from_teacher
 from sentisynth.models.loading import check_length, resolve_model
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.tracking import StageLog, Tracker
@@ -104,7 +104,7 @@ def opened(
         start = getattr(config, section)
         if section == "student" and start.model.startswith(FRESH):
             check_fresh(start.model, start.max_length)
-        else:
+        elif section != "student" or not starts_from_teacher(start.model):
             check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
     if is_remote(out):
         probe(out)

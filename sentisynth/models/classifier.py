@@ -17,7 +17,7 @@ from transformers import (
 from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
 
-FRESH = "fresh:"
+FRESH, FIRST_LAYERS = "fresh:", "teacher:"
 FRESH_POSITIONS = 512
 SHAPES: dict[str, dict[str, Any]] = {
     # Turc et al., "Well-read students learn better", 2019, table 1.
@@ -27,21 +27,31 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def load_classifier(
-    reference: str, labels: Sequence[str], tokenizer_from: Path | None = None
+    reference: str, labels: Sequence[str], teacher: Path | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A K-class classifier in fp32 and its tokenizer; a head is added where there is none.
 
     `fresh:SHAPE` has random weights (from torch's generator: seed it first) and the tokenizer of
-    `tokenizer_from`. Raises ModelError.
+    `teacher`, a finished one; `teacher:N` has its first N layers too. Raises ModelError, also where
+    a head is there and is for another K.
     """
-    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    names: dict[str, Any] = {
+        "id2label": dict(enumerate(labels)),
+        "label2id": {n: i for i, n in enumerate(labels)},
+    }
+    if starts_from_teacher(reference) and teacher is None:
+        raise ModelError(f"{reference!r} needs a teacher; only a student can start from it")
     if reference.startswith(FRESH):
-        if tokenizer_from is None:
-            raise ModelError(f"{reference!r} has no tokenizer; only a student can start fresh")
-        tokenizer = load_tokenizer(tokenizer_from)
+        assert teacher is not None
+        tokenizer = load_tokenizer(teacher)
         config = _fresh_config(reference.removeprefix(FRESH), tokenizer, names)
         return AutoModelForSequenceClassification.from_config(config), tokenizer
-    path = resolve_model(reference)
+    if reference.startswith(FIRST_LAYERS):
+        assert teacher is not None
+        path = teacher
+        names["num_hidden_layers"] = _first_layers(reference, teacher)
+    else:
+        path = resolve_model(reference)
     tokenizer = load_tokenizer(path)
     model, info = load_pretrained(
         AutoModelForSequenceClassification,
@@ -50,11 +60,31 @@ def load_classifier(
         output_loading_info=True,
         **names,
     )
-    body = [key for key, *_ in info["mismatched_keys"] if key.startswith(model.base_model_prefix)]
-    if body:
-        raise ModelError(f"{path}: the weights {body[0]} do not have the shape of config.json")
+    for key, found, wanted in info["mismatched_keys"]:
+        if key.startswith(model.base_model_prefix):
+            raise ModelError(f"{path}: the weights {key} do not have the shape of config.json")
+        raise ModelError(
+            f"{path} has a head for {found[0]} classes ({key}), the data has {wanted[0]}; give a "
+            f"model without a head, or data with those classes"
+        )
     model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def starts_from_teacher(reference: str) -> bool:
+    """Whether a student is made with the finished teacher: its tokenizer, or its layers too."""
+    return reference.startswith((FRESH, FIRST_LAYERS))
+
+
+def _first_layers(reference: str, teacher: Path) -> int:
+    text = reference.removeprefix(FIRST_LAYERS)
+    layers = AutoConfig.from_pretrained(teacher, local_files_only=True).num_hidden_layers
+    if not text.isdecimal() or not 1 <= int(text) <= layers:
+        raise ModelError(
+            f"student.model is {reference!r}; write teacher:N with N from 1 to the teacher's "
+            f"{layers} layers"
+        )
+    return int(text)
 
 
 def check_fresh(reference: str, max_length: int) -> None:
@@ -144,24 +174,25 @@ def score(
     """
     model.eval()
     device = next(model.parameters()).device
-    order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))
     logits_NK = np.empty((len(ids), model.config.num_labels), dtype=np.float32)
     cast = nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
     with cast:
-        for batch in _budgeted(order, ids, tokens_per_batch):
+        for batch in by_length(np.array([len(row) for row in ids]), tokens_per_batch):
             inputs, mask = pad([ids[i] for i in batch], pad_id)
             out = model(input_ids=inputs.to(device), attention_mask=mask.to(device)).logits
             logits_NK[batch] = out.float().cpu().numpy()
     return logits_NK
 
 
-def _budgeted(order: list[int], ids: Sequence[list[int]], budget: int) -> list[list[int]]:
+def by_length(lengths: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Positions of rows in batches of ascending length, each of at most `budget` padded tokens."""
     batches: list[list[int]] = []
-    for i in order:  # ascending length, so row i is the longest of its batch so far
-        if not batches or (len(batches[-1]) + 1) * len(ids[i]) > budget:
+    for i in np.argsort(lengths, kind="stable").tolist():
+        # ascending, so row i is the longest of its batch so far
+        if not batches or (len(batches[-1]) + 1) * lengths[i] > budget:
             batches.append([])
         batches[-1].append(i)
-    return batches
+    return [np.array(batch) for batch in batches]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
 
 from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
+
+_LORA_SCALE = 2
 
 
 def load_generator(
@@ -84,6 +88,26 @@ def freeze_lower_blocks(model: PreTrainedModel, n_frozen: int | None) -> int:
     for block in found[:n]:
         block.requires_grad_(False)
     return n
+
+
+def add_adapters(model: PreTrainedModel, rank: int, control_ids: Sequence[int]) -> Any:
+    """Low-rank adapters on every linear layer of the blocks (Hu et al., "LoRA: low-rank adaptation
+    of large language models", 2021, section 4.1), scaled by 2, and trained rows for the control
+    tokens; nothing else has gradients. `merge_and_unload` gives the plain model back.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    inside = {m for m in blocks(model).modules() if isinstance(m, nn.Linear | Conv1D)}
+    names = [name for name, module in model.named_modules() if module in inside]
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=_LORA_SCALE * rank,
+        target_modules=names,
+        trainable_token_indices=list(control_ids),
+        fan_in_fan_out=any(isinstance(m, Conv1D) for m in inside),
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, settings)
 
 
 def load_sampler(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -4,6 +4,7 @@ Weights come from safetensors alone, and no code of a model's repository is ever
 """
 
 import hashlib
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,15 @@ def load_pretrained(auto_class: Any, path: Path, **options: Any) -> Any:
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
+
+
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """A directory that `from_pretrained` loads: safetensors, configuration, tokenizer."""
+    # transformers imports DeepSpeed to look whether the model is wrapped in it, and DeepSpeed says
+    # aloud which device it found, unless it is told.
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

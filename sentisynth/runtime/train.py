@@ -1,4 +1,4 @@
-"""Ray Train: runs a training job of `training.jobs` on workers."""
+"""Ray Train: runs a training job of `training.jobs` on workers, and again if they are killed."""
 
 import logging
 import shutil
@@ -17,23 +17,33 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from sentisynth import signals
 from sentisynth.config.types import TrainConfig
-from sentisynth.errors import SentisynthError
+from sentisynth.errors import SentisynthError, TrainingError
 from sentisynth.runtime.actors import Reports
 from sentisynth.runtime.ray_cluster import cluster_resources, place_training
-from sentisynth.training.jobs import Report
+from sentisynth.training.checkpoint import read_progress
+from sentisynth.training.loop import Report
 
 _POLL_S = 0.5
+_PEER_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 
 
 def run_training(
-    job: Callable[[Report], None], config: TrainConfig, storage: Path, on_report: Report
+    job: Callable[[Report], None],
+    config: TrainConfig,
+    work: Path,
+    on_report: Report,
+    on_restart: Callable[[int, str], None],
 ) -> None:
     """Run `job(report)` on every worker and pass what the first one reports to `on_report`.
 
-    `storage` is shared by all nodes, holds Ray Train's own state meanwhile, and is removed.
-    Raises the SentisynthError of a worker as it is.
+    The job keeps its checkpoints in `work`, which all nodes share. Workers that die are started
+    again, and `on_restart(times, reason)` is told, until that has happened `config.max_restarts`
+    times in a row without a checkpoint between; a job's own error is raised at once. Ray Train's
+    own retries do not tell the two apart. Raises the SentisynthError of a worker as it is, and
+    TrainingError.
     """
     placed = place_training(config, cluster_resources())
+    storage = work / "ray"
     reports = ray.remote(Reports).options(num_cpus=0).remote()
 
     def worker() -> None:
@@ -41,29 +51,56 @@ def run_training(
         first = ray.train.get_context().get_world_rank() == 0
         job(lambda entry: ray.get(reports.add.remote(entry)) if first else None)
 
-    trainer = TorchTrainer(
-        worker,
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=placed["GPU"] > 0,
-            resources_per_worker={k: v for k, v in placed.items() if v},
-        ),
-        run_config=ray.train.RunConfig(storage_path=str(storage), name="train"),
-    )
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    def attempt() -> TrainingFailedError | None:
+        trainer = TorchTrainer(
+            worker,
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.workers,
+                use_gpu=placed["GPU"] > 0,
+                resources_per_worker={k: v for k, v in placed.items() if v},
+            ),
+            run_config=ray.train.RunConfig(
+                storage_path=str(storage),
+                name="train",
+                failure_config=ray.train.FailureConfig(max_failures=0),
+            ),
+        )
+        try:
+            with _own_interrupts():
+                trainer.fit()
+        except TrainingFailedError as error:
+            return error
+        finally:
+            shutil.rmtree(storage, ignore_errors=True)
+        return None
+
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
     finished = threading.Event()
     poller = threading.Thread(target=_poll, args=(reports, on_report, finished), daemon=True)
     poller.start()
+    deaths, times, step = 0, 0, read_progress(work).step
     try:
-        with _own_interrupts():
-            trainer.fit()
-    except TrainingFailedError as error:
-        raise _user_error(error) or error from None
+        while (error := attempt()) is not None:
+            own = _user_error(error)
+            if own is not None:
+                raise own
+            reason = _death(error)
+            if reason is None:
+                raise error
+            reached = read_progress(work).step
+            deaths = 1 if reached > step else deaths + 1
+            times, step = times + 1, reached
+            if deaths > config.max_restarts:
+                raise TrainingError(
+                    f"training workers died {deaths} times in a row at step {step} ({reason}); "
+                    f"the same command goes on from there, with less memory a step if you lower "
+                    f"train.micro_batch_size"
+                )
+            on_restart(times, reason)
     finally:
         finished.set()
         poller.join()
         ray.kill(reports)
-        shutil.rmtree(storage, ignore_errors=True)
 
 
 @contextmanager
@@ -86,11 +123,31 @@ def _poll(reports: Any, on_report: Report, finished: threading.Event) -> None:
             on_report(entry)
 
 
-def _user_error(error: TrainingFailedError) -> SentisynthError | None:
+def _causes(error: TrainingFailedError) -> Iterator[BaseException]:
+    """What the workers failed of, and what that came from."""
     for failure in getattr(error, "worker_failures", {}).values():
         cause: BaseException | None = failure
         while cause is not None:
-            if isinstance(cause, SentisynthError):
-                return cause
+            yield cause
             cause = getattr(cause, "cause", None) or cause.__cause__
+
+
+def _user_error(error: TrainingFailedError) -> SentisynthError | None:
+    return next((c for c in _causes(error) if isinstance(c, SentisynthError)), None)
+
+
+def _death(error: TrainingFailedError) -> str | None:
+    """In a few words, why a process was lost; None if none was."""
+    for cause in _causes(error):
+        if isinstance(cause, ray.exceptions.OutOfMemoryError):
+            return "the node ran out of memory"
+        if isinstance(cause, ray.exceptions.RayActorError) or _lost_a_peer(cause):
+            return "a worker or its node was lost"
     return None
+
+
+def _lost_a_peer(cause: BaseException) -> bool:
+    """Whether a collective failed since another worker is gone; gloo has no class for that."""
+    if isinstance(cause, torch.distributed.DistError):
+        return True
+    return isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in _PEER_SIGNS)

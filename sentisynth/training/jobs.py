@@ -1,7 +1,8 @@
 """What a training worker does from start to end: load, fit, save, predict. No Ray.
 
-`teach`, `adapt` and `distil` are stages A, B and E. Each writes a `save_pretrained` directory with
-metrics.json and a model card; classifiers add their logits on the real splits.
+`teach`, `adapt` and `distil` are stages A, B and E. The first worker writes a `save_pretrained`
+directory with metrics.json; classifiers add their logits on the real splits. `work` is a directory
+that all workers share and that outlives them: a job that is called again goes on from there.
 """
 
 from collections.abc import Callable
@@ -9,20 +10,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch.distributed as dist
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth import schema
-from sentisynth.config.types import DistilConfig, RunConfig
-from sentisynth.data.files import write_json, write_table, write_text
-from sentisynth.models.classifier import load_classifier
-from sentisynth.models.generator import control_token_id, freeze_lower_blocks, load_generator
+from sentisynth.config.types import DistilConfig, RunConfig, TeacherConfig, TrainConfig
+from sentisynth.data.files import write_json, write_table
+from sentisynth.models.classifier import load_classifier, predict_logits
+from sentisynth.models.devices import best_device
+from sentisynth.models.generator import (
+    add_adapters,
+    control_token_id,
+    freeze_lower_blocks,
+    load_generator,
+)
+from sentisynth.models.loading import save_model
+from sentisynth.models.vocabulary import embedding_name
 from sentisynth.seeding import derive_seed
-from sentisynth.training.loop import History, fit, seed_all
-from sentisynth.training.tasks import ClassificationTask, LanguageModelTask
+from sentisynth.training.checkpoint import Progress, best_weights, put_weights
+from sentisynth.training.engine import chosen_engine
+from sentisynth.training.loop import Report, decay_until, fit, forward_passes, seed_all
+from sentisynth.training.rows import Rows, is_first_worker, shared_rows
+from sentisynth.training.tasks import (
+    ClassificationTask,
+    LanguageModelTask,
+    classification_rows,
+    language_rows,
+)
 
-Report = Callable[[dict[str, Any]], None]
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 SPLITS = ("seed", "validation", "test")
 
 
@@ -46,43 +64,64 @@ ARMS = (
 )
 
 
-def teach(config: RunConfig, corpus: Path, out: Path, report: Report) -> None:
-    """Stage A: fine-tune the teacher on the seed rows; the best macro-F1 on validation is kept."""
-    seed = derive_seed(config.seed, "teacher")
-    seed_all(seed)
+def teach(config: RunConfig, corpus: Path, out: Path, work: Path, report: Report) -> None:
+    """Stage A: fine-tune the teacher on the seed rows; the best validation figure is kept."""
+    seed, teacher = derive_seed(config.seed, "teacher"), config.teacher
     splits = read_splits(corpus)
-    model, tokenizer = load_classifier(config.teacher.model, config.data.labels)
-    task = ClassificationTask(
-        model, tokenizer, splits["seed"], splits["validation"], config.teacher.max_length
+
+    def load() -> Loaded:
+        seed_all(seed)
+        return load_classifier(teacher.model, config.data.labels)
+
+    _train_classifier(
+        load,
+        splits["seed"],
+        splits,
+        teacher.max_length,
+        teacher.train,
+        seed,
+        out,
+        work,
+        report,
+        class_weights=_class_weights(teacher, splits["seed"]),
+        label_smoothing=teacher.label_smoothing,
     )
-    history = fit(task, config.teacher.train, seed, report)
-    if _is_first_worker():
-        _save_classifier(task, tokenizer, history, splits, out, config, "teacher")
 
 
-def adapt(config: RunConfig, corpus: Path, out: Path, report: Report) -> None:
+def adapt(config: RunConfig, corpus: Path, out: Path, work: Path, report: Report) -> None:
     """Stage B: fine-tune the generator; the lowest perplexity on validation is kept."""
-    seed = derive_seed(config.seed, "generator")
-    seed_all(seed)
+    seed, settings = derive_seed(config.seed, "generator"), config.generator
     splits = read_splits(corpus)
     tokens = [config.control_token(label) for label in range(len(config.data.labels))]
-    model, tokenizer = load_generator(config.generator.model, tokens)
-    n_frozen = freeze_lower_blocks(model, config.generator.frozen_blocks)
-    task = LanguageModelTask(
-        model,
-        tokenizer,
-        [control_token_id(tokenizer, token) for token in tokens],
-        splits["seed"],
-        splits["validation"],
-        config.generator.max_length,
-    )
-    history = fit(task, config.generator.train, seed, report)
-    if _is_first_worker():
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
-        metrics = {"frozen_blocks": n_frozen, "perplexity": task.perplexity(), **asdict(history)}
-        write_json(out / "metrics.json", metrics)
-        write_text(out / "README.md", _card(config, "generator", config.generator.model))
+
+    def load() -> tuple[Any, PreTrainedTokenizerBase, list[int], int]:
+        seed_all(seed)
+        model, tokenizer = load_generator(settings.model, tokens)
+        ids = [control_token_id(tokenizer, token) for token in tokens]
+        if settings.lora_rank:
+            return add_adapters(model, settings.lora_rank, ids), tokenizer, ids, 0
+        return model, tokenizer, ids, freeze_lower_blocks(model, settings.frozen_blocks)
+
+    model, tokenizer, control_ids, n_frozen = load()
+
+    def rows(name: str) -> Rows:
+        def tokenised() -> Rows:
+            return language_rows(splits[name], tokenizer, control_ids, settings.max_length)
+
+        return shared_rows(work / f"rows-{name}.arrow", tokenised)
+
+    task = LanguageModelTask(model, tokenizer, rows("seed"), rows("validation"))
+    progress = fit(task, settings.train, seed, report, work)
+    if is_first_worker():
+        del task, model
+        model, *_ = load()
+        put_weights(model, best_weights(work), work)
+        if settings.lora_rank:
+            model = model.merge_and_unload()
+        save_model(model, tokenizer, out)
+        best = _figures_of(progress)
+        figures = {"frozen_blocks": n_frozen, "lora_rank": settings.lora_rank, **best}
+        write_json(out / "metrics.json", {**figures, **_history(progress, settings.train)})
 
 
 def distil(
@@ -92,29 +131,34 @@ def distil(
     dataset: Path,
     teacher: Path,
     out: Path,
+    work: Path,
     report: Report,
 ) -> None:
     """Stage E: train a student arm. All arms get the optimiser steps that the mix gets, and are
     evaluated as often, so that they differ in their rows and objective alone.
     """
-    seed = derive_seed(config.seed, "student")
-    seed_all(seed)
-    splits = read_splits(corpus)
+    seed, train = derive_seed(config.seed, "student"), config.student.train
     mix = pq.read_table(dataset / "train.parquet")
-    rows = mix if arm.synthetic else mix.filter(pa.compute.invert(mix[schema.IS_SYNTH]))
-    model, tokenizer = load_classifier(
-        config.student.model, config.data.labels, tokenizer_from=teacher
-    )
-    objective: DistilConfig | None = config.distil if arm.soft else None
-    task = ClassificationTask(
-        model, tokenizer, rows, splits["validation"], config.student.max_length, objective
-    )
-    train = config.student.train
+
+    def load() -> Loaded:
+        seed_all(seed)
+        return load_classifier(config.student.model, config.data.labels, teacher)
+
     epoch = -(-mix.num_rows // train.batch_size)
-    steps, every = epoch * train.epochs, train.eval_every or epoch
-    history = fit(task, train, seed, report, total_steps=steps, eval_every=every)
-    if _is_first_worker():
-        _save_classifier(task, tokenizer, history, splits, out, config, arm.title)
+    _train_classifier(
+        load,
+        mix if arm.synthetic else mix.filter(pa.compute.invert(mix[schema.IS_SYNTH])),
+        read_splits(corpus),
+        config.student.max_length,
+        train,
+        seed,
+        out,
+        work,
+        report,
+        objective=config.distil if arm.soft else None,
+        total_steps=epoch * train.epochs,
+        eval_every=train.eval_every or epoch,
+    )
 
 
 def read_splits(corpus: Path) -> dict[str, pa.Table]:
@@ -122,36 +166,95 @@ def read_splits(corpus: Path) -> dict[str, pa.Table]:
     return {name: pq.read_table(corpus / f"{name}.parquet") for name in SPLITS}
 
 
-def _is_first_worker() -> bool:
-    return not dist.is_initialized() or dist.get_rank() == 0
-
-
-def _save_classifier(
-    task: ClassificationTask,
-    tokenizer: Any,
-    history: History,
+def _train_classifier(
+    load: Callable[[], Loaded],
+    rows: pa.Table,
     splits: dict[str, pa.Table],
+    max_length: int,
+    train: TrainConfig,
+    seed: int,
     out: Path,
-    config: RunConfig,
-    role: str,
+    work: Path,
+    report: Report,
+    *,
+    objective: DistilConfig | None = None,
+    class_weights: list[float] | None = None,
+    label_smoothing: float = 0.0,
+    total_steps: int | None = None,
+    eval_every: int | None = None,
 ) -> None:
-    task.model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    for name, table in splits.items():
-        columns = {schema.LABELS: table[schema.LABELS], schema.LOGITS: list(task.predict(table))}
-        rows = pa.table(columns, schema=schema.PREDICTIONS)
-        write_table(out / "predictions" / f"{name}.parquet", rows)
-    n_parameters = sum(p.numel() for p in task.model.parameters())
-    write_json(out / "metrics.json", {"parameters": n_parameters, **asdict(history)})
-    start = config.teacher.model if role == "teacher" else config.student.model
-    write_text(out / "README.md", _card(config, role, start))
+    """Train what `load` gives on `rows`, and save it with its logits on the real splits."""
+    model, tokenizer = load()
 
+    def tokenised(table: pa.Table, *, of_training: bool) -> Rows:
+        return classification_rows(
+            table,
+            tokenizer,
+            max_length,
+            soft=of_training and objective is not None,
+            class_weights=class_weights if of_training else None,
+        )
 
-def _card(config: RunConfig, role: str, start: str) -> str:
-    return (
-        f"# {config.name}: {role}\n\n"
-        f"Fine-tuned by sentisynth from `{start}` on {config.data.n_seed} labelled rows of "
-        f"`{config.data.source}`, seed {config.seed}. Classes: {', '.join(config.data.labels)}.\n\n"
-        f"Load it with transformers' `from_pretrained`. Figures of the training are in "
-        f"`metrics.json`, the whole configuration in the run's `config.yaml`.\n"
+    task = ClassificationTask(
+        model,
+        tokenizer,
+        shared_rows(work / "rows-train.arrow", lambda: tokenised(rows, of_training=True)),
+        shared_rows(
+            work / "rows-validation.arrow",
+            lambda: tokenised(splits["validation"], of_training=False),
+        ),
+        objective=objective,
+        label_smoothing=label_smoothing,
     )
+    progress = fit(task, train, seed, report, work, total_steps=total_steps, eval_every=eval_every)
+    if not is_first_worker():
+        return
+    weights, vocabulary = best_weights(work), task.vocabulary
+    steps_per_epoch = -(-len(task.rows) // train.batch_size)
+    total = total_steps or steps_per_epoch * train.epochs
+    del task, model
+    model, tokenizer = load()
+    if vocabulary is not None and weights:
+        key = f"weights.{embedding_name(model)}"
+        decay = decay_until(train, progress.best_step, total)
+        whole = model.get_input_embeddings().weight.detach()
+        weights[key] = vocabulary.grow(whole, weights[key], decay)
+    put_weights(model, weights, work)
+    model.to(best_device())
+    save_model(model, tokenizer, out)
+    for name, table in splits.items():
+        texts = table[schema.TEXT].to_pylist()
+        logits_NK = predict_logits(model, tokenizer, texts, max_length=max_length)
+        columns = {schema.LABELS: table[schema.LABELS], schema.LOGITS: list(logits_NK)}
+        predictions = pa.table(columns, schema=schema.PREDICTIONS)
+        write_table(out / "predictions" / f"{name}.parquet", predictions)
+    n_parameters = sum(p.numel() for p in model.parameters())
+    write_json(out / "metrics.json", {"parameters": n_parameters, **_history(progress, train)})
+
+
+def _class_weights(teacher: TeacherConfig, rows: pa.Table) -> list[float] | None:
+    if teacher.class_weights is None:
+        return None
+    if teacher.class_weights != "balanced":
+        return list(teacher.class_weights)
+    counts = np.bincount(rows[schema.LABELS].to_numpy())
+    return [float(rows.num_rows / (len(counts) * max(n, 1))) for n in counts]
+
+
+def _figures_of(progress: Progress) -> dict[str, float]:
+    """The figures of the evaluation whose weights were kept."""
+    kept = [e for e in progress.evaluations if e["step"] == progress.best_step]
+    entry = kept[0] if kept else progress.evaluations[-1]
+    return {k: v for k, v in entry.items() if k not in ("step", "epoch", "train_loss")}
+
+
+def _history(progress: Progress, train: TrainConfig) -> dict[str, Any]:
+    """What metrics.json says of any training."""
+    kept = ("evaluations", "best_step", "seconds")
+    return {
+        **{k: v for k, v in asdict(progress).items() if k in kept},
+        "steps": progress.step,
+        "engine": chosen_engine(train),
+        "workers": train.workers,
+        "forward_passes": forward_passes(train, train.workers),
+    }

@@ -1,60 +1,57 @@
 """One explicit training loop for teacher, generator and student.
 
-What differs, the rows, the loss and the metric, is a `Task`. Batches, order and initial weights
-depend on the seed and the rows alone.
+What differs, the rows, the loss and the metric, is a `Task`; what makes an optimiser step of a loss
+is an `Engine`. Batches, order, dropout and initial weights depend on the seed and the rows alone,
+so that a training that was killed and goes on from its checkpoint ends with the same weights.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import ModelError
-from sentisynth.models.devices import autocast_dtype, best_device
 from sentisynth.seeding import derive_seed
+from sentisynth.training.checkpoint import Progress, check_state, commit, read_progress, read_state
+from sentisynth.training.engine import Engine, State, make_engine
+from sentisynth.training.rows import Rows, share_out, world
 
 _LEAST_WEIGHT = 1e-12
 _BUCKET_BATCHES = 16  # rows of this many batches are sorted by length together
+_CHECKPOINT_S = 20.0  # a training of seconds writes no checkpoint before its end
+LOWER_IS_BETTER = ("perplexity", "validation_loss")
+
+Report = Callable[[dict[str, Any]], None]
 
 
 class Task(Protocol):
-    """What is learned: rows by position, their loss, and how well it goes."""
+    """What is learned: rows, their loss, and how well it goes."""
 
     model: PreTrainedModel
+    rows: Rows
     metric: str
-    """Name of the figure that chooses the best step; see `maximise`."""
-    maximise: bool
+    """Name of the figure that chooses the best step, unless the configuration names another."""
 
-    def lengths(self) -> np.ndarray:
-        """Tokens of each training row (N,)."""
+    def weight(self, rows: np.ndarray) -> float:
+        """What the rows (B,) of a batch weigh together; fillers weigh nothing."""
         ...
 
-    def loss(self, forward: nn.Module, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum of weighted losses over the rows, and the sum of their weights: two scalars."""
+    def loss(self, forward: nn.Module, rows: np.ndarray) -> torch.Tensor:
+        """Sum of weighted losses over the rows (B,): a scalar."""
         ...
 
-    def evaluate(self, autocast: torch.dtype | None) -> dict[str, float]:
-        """Figures on the validation rows, `metric` among them."""
+    def evaluate(self, forward: nn.Module, autocast: torch.dtype | None) -> dict[str, float]:
+        """Figures on the validation rows; every worker takes its share, all get the result."""
         ...
-
-
-@dataclass
-class History:
-    """What a training left behind; the model holds the weights of `best_step`."""
-
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best_step: int = 0
-    steps: int = 0
-    seconds: float = 0.0
 
 
 def seed_all(seed: int) -> None:
@@ -66,119 +63,168 @@ def fit(
     task: Task,
     config: TrainConfig,
     seed: int,
-    report: Callable[[dict[str, Any]], None],
+    report: Report,
+    work: Path,
+    *,
     total_steps: int | None = None,
     eval_every: int | None = None,
-) -> History:
-    """Train `task.model`, leave it with its best weights, and return the figures.
+) -> Progress:
+    """Train `task.model`; the weights of the best evaluation are then in `work`, see `checkpoint`.
 
-    The loss of a step is Σ w_i L_i / Σ w_i over the rows of all workers. `total_steps` and
-    `eval_every` override what the epochs say.
+    The loss of a step is Σ w_i L_i / Σ w_i over the rows of all workers and forward passes.
+    A training that was killed goes on from its last checkpoint in `work`. `total_steps` and
+    `eval_every` override what the epochs say. Raises ModelError if the loss is not finite.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    lengths = task.lengths()
-    steps_per_epoch = math.ceil(len(lengths) / config.batch_size)
-    total = total_steps or steps_per_epoch * config.epochs
-    every = eval_every or config.eval_every or steps_per_epoch
-    stepper = _Stepper(task, config, total, world)
-    history, best, losses = History(), _Best(task.maximise, config.early_stopping), []
-    started = time.perf_counter()
-    seed_all(derive_seed(seed, "dropout", rank))
-    batches = endless_batches(lengths, config.batch_size, derive_seed(seed, "order"))
-    for step in range(1, total + 1):
-        batch = next(batches)  # every worker gets a row, if need be one twice
-        losses.append(stepper(np.resize(batch, max(len(batch), world))[rank::world]))
-        if step % every and step != total:
+    rank, world_size = world()
+    per_epoch = math.ceil(len(task.rows) / config.batch_size)
+    total = total_steps or per_epoch * config.epochs
+    every = eval_every or config.eval_every or per_epoch
+    parts = forward_passes(config, world_size)
+    progress = read_progress(work)
+    if progress.is_finished:
+        return progress
+    if config.gradient_checkpointing:
+        task.model.gradient_checkpointing_enable({"use_reentrant": False})
+    rate = _rate(config, total)
+    engine = _started(task, config, progress, work, rank, world_size)
+    best = _Best(config.metric or task.metric, progress)
+    saved, losses, clock = time.monotonic(), [], time.monotonic()
+    batches = endless_batches(task.rows.lengths, config.batch_size, derive_seed(seed, "order"))
+    for step, batch in enumerate(islice(batches, progress.step, total), progress.step + 1):
+        seed_all(derive_seed(seed, "dropout", rank, step))
+        shares = share_out(batch, rank, world_size, parts)
+        losses.append(_take_step(engine, task, shares, task.weight(batch), rate(step - 1)))
+        progress.step = step
+        is_evaluated = step % every == 0 or step == total
+        is_due = config.checkpoint_every is not None and step % config.checkpoint_every == 0
+        if not is_evaluated and not is_due:
             continue
-        figures = _agreed(task.evaluate(stepper.autocast), world)
-        mean_loss = torch.stack(losses).mean().item()
+        progress.losses += _summed(losses, engine.device).tolist()
         losses.clear()
-        if not math.isfinite(mean_loss):
-            raise ModelError(
-                f"the training loss is {mean_loss} at step {step}; lower train.learning_rate "
-                f"(now {config.learning_rate:g}) or set train.precision=fp32"
-            )
-        entry = {"step": step, "epoch": step / steps_per_epoch, "train_loss": mean_loss, **figures}
-        history.evaluations.append(entry)
-        report({**entry, "total_steps": total})
-        if best.offer(step, figures[task.metric], task.model):
+        progress.seconds += time.monotonic() - clock
+        clock = time.monotonic()
+        if is_evaluated:
+            entry = _evaluated(task, engine, progress, per_epoch, config)
+            best.offer(entry[best.metric], engine)
+            report({**entry, "total_steps": total})
+            progress.is_finished = step == total or 0 < config.early_stopping <= progress.since_best
+            waited = time.monotonic() - saved > _CHECKPOINT_S and config.checkpoint_every is None
+            is_due = is_due or progress.is_finished or _agreed(waited, engine.device)
+        if is_due:
+            state = None if progress.is_finished else engine.state(moments=True)
+            progress.scale = engine.scale()
+            if rank == 0:
+                commit(work, progress, state, best.take())
+            saved = time.monotonic()
+        if progress.is_finished:
             break
-    history.steps, history.seconds = step, time.perf_counter() - started
-    history.best_step = best.restore(task.model)
-    return history
+    if dist.is_initialized():
+        dist.barrier()
+    return progress
 
 
-class _Stepper:
-    """One optimiser step: forward, weighted mean over all workers, backward, clip, update."""
+def forward_passes(config: TrainConfig, world_size: int) -> int:
+    """Forward passes of a worker for one optimiser step."""
+    rows = -(-config.batch_size // world_size)
+    return -(-rows // (config.micro_batch_size or rows))
 
-    def __init__(self, task: Task, config: TrainConfig, total: int, world: int) -> None:
-        device = best_device()
-        model = task.model.to(device)
-        self.autocast = autocast_dtype(config.precision, device)
-        self._task, self._config, self._world, self._device = task, config, world, device
-        self._forward = DistributedDataParallel(model) if world > 1 else model
-        self._scaler = torch.amp.GradScaler(
-            device.type, enabled=self.autocast == torch.float16 and device.type == "cuda"
-        )
-        self._trained = [p for p in model.parameters() if p.requires_grad]
-        self._optimizer = torch.optim.AdamW(_decay_groups(self._trained, config))
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _rate(config, total))
 
-    def __call__(self, rows: np.ndarray) -> torch.Tensor:
-        """Learn from this worker's rows and return the loss, detached."""
-        self._forward.train()
+def _started(
+    task: Task, config: TrainConfig, progress: Progress, work: Path, rank: int, world_size: int
+) -> Engine:
+    """The engine around the model, at the step where the progress stands."""
+    if not progress.step:
+        return make_engine(task.model, config, rank, world_size)
+    state = read_state(work, progress.step)
+    check_state(task.model, state, work)
+    engine = make_engine(task.model, config, rank, world_size)
+    engine.load(state, progress.step, progress.scale)
+    return engine
+
+
+def _take_step(
+    engine: Engine, task: Task, shares: list[np.ndarray], weight: float, rate: float
+) -> torch.Tensor:
+    """Learn from this worker's rows of a batch; returns its part of the loss, detached.
+
+    `weight` is that of the whole batch; rows that all weigh nothing give no gradient.
+    """
+    engine.forward.train()
+    total = torch.zeros((), device=engine.device)
+    for i, rows in enumerate(shares):
         with torch.autocast(
-            self._device.type, dtype=self.autocast, enabled=self.autocast is not None
+            engine.device.type, dtype=engine.autocast, enabled=engine.autocast is not None
         ):
-            loss_sum, weight_sum = self._task.loss(self._forward, rows)
-        weight_of_all = weight_sum.detach().clone()
-        if self._world > 1:
-            dist.all_reduce(weight_of_all)
-        # DDP averages gradients over workers; rows that all weigh nothing give no gradient.
-        loss = loss_sum * self._world / weight_of_all.clamp_min(_LEAST_WEIGHT)
-        self._optimizer.zero_grad(set_to_none=True)
-        self._scaler.scale(loss).backward()
-        self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._trained, self._config.max_grad_norm)
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._schedule.step()
-        return loss.detach()
+            loss = task.loss(engine.forward, rows) / max(weight, _LEAST_WEIGHT)
+        engine.backward(loss, is_last=i == len(shares) - 1)
+        total += loss.detach()
+    engine.step(rate)
+    return total
 
 
-def _agreed(figures: dict[str, float], world: int) -> dict[str, float]:
-    """The first worker's figures, on every worker: all stop at the same step."""
-    if world == 1:
-        return figures
-    box = [figures]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def _evaluated(
+    task: Task, engine: Engine, progress: Progress, per_epoch: int, config: TrainConfig
+) -> dict[str, float]:
+    """Evaluate, and note the figures."""
+    mean_loss = float(np.mean(progress.losses))
+    progress.losses.clear()
+    if not math.isfinite(mean_loss):
+        raise ModelError(
+            f"the training loss is {mean_loss} at step {progress.step}; lower train.learning_rate "
+            f"(now {config.learning_rate:g}) or set train.precision=fp32"
+        )
+    engine.forward.eval()
+    figures = task.evaluate(engine.forward, engine.autocast)
+    progress.evaluations.append(
+        {
+            "step": progress.step,
+            "epoch": progress.step / per_epoch,
+            "train_loss": mean_loss,
+            **figures,
+        }
+    )
+    return progress.evaluations[-1]
 
 
 class _Best:
-    """Keeps the weights of the best evaluation in memory, and says when to stop."""
+    """The trained weights of the best evaluation, on the first worker, until they are written."""
 
-    def __init__(self, maximise: bool, patience: int) -> None:
-        self._sign, self._patience = (1 if maximise else -1), patience
-        self._value, self._step, self._since = -math.inf, 0, 0
-        self._state: dict[str, torch.Tensor] = {}
+    def __init__(self, metric: str, progress: Progress) -> None:
+        self.metric, self._progress = metric, progress
+        self._weights: State | None = None
 
-    def offer(self, step: int, value: float, model: nn.Module) -> bool:
-        """Take the weights if they are better; True once patience has run out."""
-        if self._sign * value > self._value:
-            self._value, self._step, self._since = self._sign * value, step, 0
-            self._state = {
-                k: v.detach().to("cpu", copy=True) for k, v in model.state_dict().items()
-            }
-        else:
-            self._since += 1
-        return 0 < self._patience <= self._since
+    def offer(self, value: float, engine: Engine) -> None:
+        """Take the weights if their figure is the best so far."""
+        value = -value if self.metric in LOWER_IS_BETTER else value
+        progress = self._progress
+        best = -math.inf if progress.best_value is None else progress.best_value
+        if not value > best:  # not a number is never better
+            progress.since_best += 1
+            return
+        progress.best_value, progress.best_step, progress.since_best = value, progress.step, 0
+        self._weights = engine.state(moments=False)
 
-    def restore(self, model: nn.Module) -> int:
-        """Put the best weights back and return their step; 0 where no figure was finite."""
-        if self._state:
-            model.load_state_dict(self._state)
-        return self._step
+    def take(self) -> State | None:
+        """What has not been written yet."""
+        weights, self._weights = self._weights, None
+        return weights
+
+
+def _summed(losses: list[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """The loss of each step, summed over the workers."""
+    stacked = torch.stack(losses) if losses else torch.zeros(0, device=device)
+    if dist.is_initialized() and len(losses):
+        dist.all_reduce(stacked)
+    return stacked.cpu()
+
+
+def _agreed(wanted: bool, device: torch.device) -> bool:
+    """The first worker's answer."""
+    if not dist.is_initialized():
+        return wanted
+    answer = torch.tensor(float(wanted), device=device)
+    dist.broadcast(answer, src=0)
+    return bool(answer)
 
 
 def endless_batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator[np.ndarray]:
@@ -195,25 +241,26 @@ def endless_batches(lengths: np.ndarray, batch_size: int, seed: int) -> Iterator
             yield batches[i]
 
 
-def _decay_groups(trained: list[nn.Parameter], config: TrainConfig) -> list[dict[str, Any]]:
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return [{**group, "lr": config.learning_rate} for group in groups]
+def decay_until(config: TrainConfig, step: int, total: int) -> float:
+    """Π (1 − λη) over the first `step` steps: what AdamW's decay leaves of a weight without
+    gradient.
+    """
+    rate = _rate(config, total)
+    return math.prod(1 - config.weight_decay * rate(s) for s in range(step))
 
 
 def _rate(config: TrainConfig, total: int) -> Callable[[int], float]:
-    warmup = int(config.warmup_ratio * total)
+    """The learning rate of a step, counted from 0."""
+    warmup, peak = int(config.warmup_ratio * total), config.learning_rate
 
-    def share_of_peak(step: int) -> float:
+    def rate(step: int) -> float:
         if step < warmup:
-            return (step + 1) / warmup
+            return peak * (step + 1) / warmup
         if config.schedule == "constant":
-            return 1.0
+            return peak
         progress = (step - warmup) / max(1, total - warmup)
-        return (
-            1 - progress if config.schedule == "linear" else (1 + math.cos(math.pi * progress)) / 2
-        )
+        if config.schedule == "linear":
+            return peak * (1 - progress)
+        return peak * (1 + math.cos(math.pi * progress)) / 2
 
-    return share_of_peak
+    return rate

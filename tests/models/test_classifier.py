@@ -65,7 +65,7 @@ def test_no_rows_have_no_logits(tiny_bert: Path) -> None:
 
 
 def test_a_fresh_student_takes_the_teachers_tokenizer(tiny_gpt2: Path) -> None:
-    model, tokenizer = load_classifier("fresh:bert-tiny", ["n", "p"], tokenizer_from=tiny_gpt2)
+    model, tokenizer = load_classifier("fresh:bert-tiny", ["n", "p"], teacher=tiny_gpt2)
     assert model.config.num_hidden_layers == 2 and model.config.hidden_size == 128
     assert model.config.vocab_size == len(tokenizer)
 
@@ -74,7 +74,7 @@ def test_a_fresh_student_is_the_same_for_the_same_seed(tiny_gpt2: Path) -> None:
     weights = []
     for _ in range(2):
         torch.manual_seed(5)
-        model, _ = load_classifier("fresh:bert-tiny", ["n", "p"], tokenizer_from=tiny_gpt2)
+        model, _ = load_classifier("fresh:bert-tiny", ["n", "p"], teacher=tiny_gpt2)
         weights.append(model.classifier.weight)
     assert torch.equal(*weights)
 
@@ -90,7 +90,7 @@ def test_mistakes_in_a_reference_are_one_sentence(tmp_path: Path, tiny_bert: Pat
         (str(RESOURCES), "has no config.json"),
     ):
         with pytest.raises(ModelError, match=told):
-            load_classifier(reference, ["n", "p"], tokenizer_from=tiny_bert)
+            load_classifier(reference, ["n", "p"], teacher=tiny_bert)
 
 
 def test_a_name_that_is_nowhere_is_one_sentence() -> None:

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -12,7 +13,7 @@ from sentisynth.models.generator import (
     prompt_ids,
     training_ids,
 )
-from sentisynth.training.tasks import LanguageModelTask
+from sentisynth.training.tasks import language_rows
 from tests.conftest import reviews
 
 TOKENS = ["<NEG>", "<POS>"]
@@ -23,12 +24,13 @@ def corpus(n: int) -> pa.Table:
 
 
 def test_every_training_text_begins_with_its_class_and_ends(tiny_gpt2: Path) -> None:
-    model, tokenizer = load_generator(str(tiny_gpt2), TOKENS)
+    _, tokenizer = load_generator(str(tiny_gpt2), TOKENS)
     ids = [control_token_id(tokenizer, token) for token in TOKENS]
     table = corpus(40)
-    task = LanguageModelTask(model, tokenizer, ids, table, table, max_length=128)
+    rows = language_rows(table, tokenizer, ids, 128)
+    found = np.split(rows.ids, rows.starts[1:-1])
     for row, label, text in zip(
-        task.ids, table["labels"].to_pylist(), table["text"].to_pylist(), strict=True
+        map(list, found), table["labels"].to_pylist(), table["text"].to_pylist(), strict=True
     ):
         assert row[0] == ids[label]
         assert row[-1] == tokenizer.eos_token_id

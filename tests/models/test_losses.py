@@ -10,9 +10,9 @@ import torch
 from sentisynth import schema
 from sentisynth.config.types import DistilConfig
 from sentisynth.data.select import real_rows, synthetic_rows
-from sentisynth.models.classifier import load_classifier
+from sentisynth.models.classifier import load_classifier, predict_logits
 from sentisynth.models.losses import distillation_loss
-from sentisynth.training.tasks import ClassificationTask
+from sentisynth.training.tasks import ClassificationTask, classification_rows
 
 
 def numpy_objective(
@@ -87,9 +87,17 @@ def test_a_step_weights_each_row_of_the_dataset(
     model, tokenizer = load_classifier(str(tiny_bert), ["n", "p"])
     model.eval()
     config = DistilConfig(alpha=0.7, beta=beta, temperature=temperature)
-    task = ClassificationTask(model, tokenizer, rows, corpus, 16, config)
-    loss_sum, weight_sum = task.loss(model, np.arange(6))
-    student = task.predict(rows)
+    texts = rows["text"].to_pylist()
+    student = predict_logits(model, tokenizer, texts, max_length=16)
+    task = ClassificationTask(
+        model,
+        tokenizer,
+        classification_rows(rows, tokenizer, 16, soft=True),
+        classification_rows(corpus, tokenizer, 16),
+        objective=config,
+    )
+    batch = np.array([0, 1, 2, 3, 4, 5, ~0])  # the last one is a filler
+    loss = task.loss(model, batch) / task.weight(batch)
     w = np.array([1, 1, beta, beta, beta, beta])
     wanted = (w * numpy_objective(student, teacher, labels, 0.7, temperature)).sum() / w.sum()
-    assert (loss_sum / weight_sum).item() == pytest.approx(wanted, abs=1e-6)
+    assert loss.item() == pytest.approx(wanted, abs=1e-6)

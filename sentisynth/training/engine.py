@@ -1,0 +1,145 @@
+"""What turns losses into optimiser steps: torch (one process or DDP), or DeepSpeed.
+
+Both start from the same weights, groups and AdamW, get the same losses and rates, and give and
+take the same state, so that a checkpoint of one can be gone on with by the other.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from sentisynth.config.types import TrainConfig
+from sentisynth.models.devices import autocast_dtype, best_device
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+State = dict[str, torch.Tensor]
+"""`weights.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` of each trained parameter, whole, in fp32
+on the CPU."""
+
+
+class Engine(Protocol):
+    """One optimiser over all workers. Every worker calls the same methods in the same order."""
+
+    forward: nn.Module
+    """The model to call."""
+    autocast: torch.dtype | None
+    device: torch.device
+    is_partitioned: bool
+    """Whether a forward pass needs all workers, since each holds a part of the weights."""
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        """Add a loss's gradients, summed over the workers; the last of a step sends them."""
+        ...
+
+    def step(self, rate: float) -> None:
+        """Clip, update with this learning rate, and forget the gradients."""
+        ...
+
+    def state(self, *, moments: bool) -> State:
+        """The trained weights, and the moments if asked for; empty but on the first worker."""
+        ...
+
+    def scale(self) -> dict[str, float]:
+        """The loss scale of fp16."""
+        ...
+
+    def load(self, state: State, steps: int, scale: dict[str, float]) -> None:
+        """Go on from `state` after `steps` optimiser steps."""
+        ...
+
+
+def chosen_engine(config: TrainConfig) -> Literal["torch", "deepspeed"]:
+    """`auto` is DeepSpeed where there are several workers, torch for one."""
+    if config.engine != "auto":
+        return config.engine
+    return "deepspeed" if config.workers > 1 else "torch"
+
+
+def make_engine(model: PreTrainedModel, config: TrainConfig, rank: int, world: int) -> Engine:
+    """The engine that the configuration asks for, around a model on the CPU."""
+    if chosen_engine(config) == "deepspeed":
+        from sentisynth.training.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(model, config, rank, world)
+    return TorchEngine(model, config, rank, world)
+
+
+def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and parameters that have gradients; a shared one once."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with decay on matrices alone."""
+    parameters = [p for _, p in trained(model)]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=config.learning_rate, fused=True
+    )
+
+
+class TorchEngine:
+    """Plain torch: autocast over fp32 weights, a loss scale for fp16, DDP with several workers."""
+
+    is_partitioned = False
+
+    def __init__(self, model: PreTrainedModel, config: TrainConfig, rank: int, world: int) -> None:
+        self.device = best_device()
+        self._model = model.to(self.device)
+        self.autocast = autocast_dtype(config.precision, self.device)
+        self._rank, self._world, self._max_norm = rank, world, config.max_grad_norm
+        self.forward = DistributedDataParallel(model) if world > 1 else model
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.autocast == torch.float16 and self.device.type == "cuda"
+        )
+        self._optimizer = make_optimizer(model, config)
+        self._parameters = [p for _, p in trained(model)]
+
+    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+        loss = self._scaler.scale(loss * self._world)  # DDP takes the mean over workers
+        if isinstance(self.forward, DistributedDataParallel):
+            self.forward.require_backward_grad_sync = is_last
+        loss.backward()
+
+    def step(self, rate: float) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def state(self, *, moments: bool) -> State:
+        if self._rank:
+            return {}
+        found = {f"weights.{n}": _whole(p) for n, p in trained(self._model)}
+        for name, p in trained(self._model) if moments else ():
+            kept = self._optimizer.state.get(p, {})
+            found |= {f"{m}.{name}": _whole(kept[m]) for m in MOMENTS if m in kept}
+        return found
+
+    def scale(self) -> dict[str, float]:
+        return {k: float(v) for k, v in self._scaler.state_dict().items()}
+
+    def load(self, state: State, steps: int, scale: dict[str, float]) -> None:
+        with torch.no_grad():
+            for name, p in trained(self._model):
+                p.copy_(state[f"weights.{name}"])
+                if f"{MOMENTS[0]}.{name}" in state:
+                    kept = {m: state[f"{m}.{name}"].to(p.device) for m in MOMENTS}
+                    step = torch.tensor(float(steps), device=p.device)
+                    self._optimizer.state[p] = {"step": step, **kept}
+        if scale:
+            self._scaler.load_state_dict(scale)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", torch.float32, copy=True)
