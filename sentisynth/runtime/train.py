@@ -13,7 +13,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
 from sentisynth import signals
 from sentisynth.config.types import TrainConfig
@@ -87,6 +87,10 @@ def run_training(
             reason = _death(error)
             if reason is None:
                 raise error
+            if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources
+                raise TrainingError(
+                    f"a training worker died as it started ({reason}); the same command tries again"
+                )
             reached = read_progress(work).step
             deaths = 1 if reached > step else deaths + 1
             times, step = times + 1, reached
@@ -125,11 +129,14 @@ def _poll(reports: Any, on_report: Report, finished: threading.Event) -> None:
 
 def _causes(error: TrainingFailedError) -> Iterator[BaseException]:
     """What the workers failed of, and what that came from."""
-    for failure in getattr(error, "worker_failures", {}).values():
+    failures = [*getattr(error, "worker_failures", {}).values()]
+    failures += [getattr(error, "controller_failure", None)]  # a worker that dies as it starts
+    for failure in failures:
         cause: BaseException | None = failure
         while cause is not None:
             yield cause
-            cause = getattr(cause, "cause", None) or cause.__cause__
+            told = getattr(cause, "cause", None) or getattr(cause, "health_check_failure", None)
+            cause = told or cause.__cause__
 
 
 def _user_error(error: TrainingFailedError) -> SentisynthError | None:

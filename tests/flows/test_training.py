@@ -1,0 +1,166 @@
+"""Trainings on Ray whose processes are killed: they go on, and end with the same weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sentisynth.cli import main
+from sentisynth.config.load import load_config
+from sentisynth.config.types import RunConfig, TrainConfig
+from sentisynth.data.files import read_json
+from sentisynth.errors import ModelError, TrainingError
+from sentisynth.runtime.train import run_training
+from sentisynth.training.jobs import teach
+from sentisynth.training.loop import Report
+from tests.conftest import reviews
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("corpus")
+    for name, split, n in (
+        ("seed", "train", 24),
+        ("validation",) * 2 + (12,),
+        ("test",) * 2 + (4,),
+    ):
+        pq.write_table(
+            reviews(split, n).rename_columns(["text", "labels"]), path / f"{name}.parquet"
+        )
+    return path
+
+
+def settings(tiny_bert: Path, **train: object) -> RunConfig:
+    wanted = {"epochs": 3, "batch_size": 8, "checkpoint_every": 2, "workers": 2, **train}
+    overrides = [f"teacher.train.{key}={value}" for key, value in wanted.items()]
+    return load_config("quickstart", [f"teacher.model={tiny_bert}", *overrides])
+
+
+def dying(
+    config: RunConfig, corpus: Path, out: Path, work: Path, report: Report, step: int
+) -> None:
+    """Stage A, whose second worker dies by SIGKILL once, in the step after `step`."""
+    import torch.distributed as dist
+
+    from sentisynth.training import loop
+
+    take_step, taken = loop._take_step, [0]
+    marker = work / "died"
+
+    def counted(*arguments: object) -> torch.Tensor:
+        taken[0] += 1
+        if taken[0] > step and dist.get_rank() == 1 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take_step(*arguments)  # type: ignore[arg-type]
+
+    loop._take_step = counted  # type: ignore[assignment]
+    teach(config, corpus, out, work, report)
+
+
+@pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.chaos), "deepspeed"])
+def test_a_killed_worker_changes_nothing(
+    corpus: Path, tiny_bert: Path, tmp_path: Path, ray_session: None, engine: str
+) -> None:
+    config = settings(tiny_bert, engine=engine)
+    told: list[tuple[int, str]] = []
+    for name, step in (("calm", 1000), ("disturbed", 9)):  # of 18; an epoch has 6
+        work = tmp_path / f"work-{name}"
+        work.mkdir()
+        job = partial(dying, config, corpus, tmp_path / name, work, step=step)
+        run_training(
+            lambda report, job=job: job(report=report),
+            config.teacher.train,
+            work,
+            lambda _: None,
+            lambda times, reason: told.append((times, reason)),
+        )
+    assert told == [(1, "a worker or its node was lost")]
+    calm, disturbed = (tmp_path / n / "model.safetensors" for n in ("calm", "disturbed"))
+    assert calm.read_bytes() == disturbed.read_bytes()
+    first, second = (read_json(tmp_path / n / "metrics.json") for n in ("calm", "disturbed"))
+    assert first["evaluations"] == second["evaluations"] and len(first["evaluations"]) == 3
+
+
+@pytest.mark.chaos
+def test_a_killed_driver_changes_nothing(corpus: Path, tiny_bert: Path, tmp_path: Path) -> None:
+    config = settings(tiny_bert, workers=1, epochs=40, eval_every=40)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    calm = tmp_path / "calm"
+    calm.mkdir()
+    out = tmp_path / "run"
+    train = {"epochs": 40, "batch_size": 8, "checkpoint_every": 2, "eval_every": 40}
+    arguments = [f"teacher.train.{key}={value}" for key, value in train.items()]
+    arguments += [f"teacher.model={tiny_bert}", "data.n_seed=48"]
+    command = ["teacher", "quickstart", *arguments, "--out", str(out)]
+    code = "import sys; from sentisynth.cli import main; sys.exit(main(sys.argv[1:]))"
+    with subprocess.Popen([sys.executable, "-c", code, *command]) as process:
+        progress = out / ".training" / "teacher" / "progress.json"
+        until = time.monotonic() + 120
+        while not progress.is_file() or read_json(progress)["step"] < 50:
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    assert not (out / "teacher").exists()
+    step = read_json(progress)["step"]
+    assert step < 240
+    assert main(command) == 0
+    teach(config, out / "corpus", calm, tmp_path, print)
+    torch.set_num_threads(threads)
+    assert (out / "teacher" / "model.safetensors").read_bytes() == (
+        calm / "model.safetensors"
+    ).read_bytes()
+    assert not list((out / ".training").iterdir())
+
+
+def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: None) -> None:
+    def job(report: Report) -> None:
+        time.sleep(3)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    told: list[int] = []
+    with pytest.raises(TrainingError, match="died 2 times in a row at step 0"):
+        run_training(
+            job, TrainConfig(max_restarts=1), tmp_path, print, lambda times, _: told.append(times)
+        )
+    assert told == [1]
+
+
+def test_a_workers_own_mistake_is_not_tried_again(tmp_path: Path, ray_session: None) -> None:
+    def job(report: Report) -> None:
+        raise ModelError("no such thing")
+
+    with pytest.raises(ModelError, match="^no such thing$"):
+        run_training(job, TrainConfig(), tmp_path, print, lambda *_: pytest.fail("tried again"))
+
+
+AT_THE_START = """
+import os, pathlib, signal, sys
+from sentisynth.config.types import TrainConfig
+from sentisynth.errors import TrainingError
+from sentisynth.runtime.ray_cluster import connected
+from sentisynth.runtime.train import run_training
+
+with connected():
+    try:
+        job = lambda report: os.kill(os.getpid(), signal.SIGKILL)
+        run_training(job, TrainConfig(max_restarts=0), pathlib.Path(sys.argv[1]), print, print)
+    except TrainingError as error:
+        print(error)
+"""
+
+
+@pytest.mark.chaos
+def test_a_worker_that_dies_as_it_starts_is_a_sentence(tmp_path: Path) -> None:
+    """In a session of its own, since Ray Train keeps the resources of such a worker."""
+    command = [sys.executable, "-c", AT_THE_START, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "died as it started" in done.stdout or "died 1 times in a row" in done.stdout
