@@ -16,6 +16,7 @@ from sentisynth import schema
 from sentisynth.config.types import DistilConfig
 from sentisynth.data.logits import logits_of
 from sentisynth.models.classifier import by_length, tokenize
+from sentisynth.models.first_token import use_first_token_alone
 from sentisynth.models.generator import training_ids
 from sentisynth.models.losses import distillation_loss
 from sentisynth.models.vocabulary import used_vocabulary
@@ -64,8 +65,8 @@ def language_rows(
 class ClassificationTask:
     """Cross-entropy on labels, or the weighted objective on rows that have soft labels.
 
-    The model's embedding is cut down to the tokens that the rows use, where that changes nothing;
-    see `models.vocabulary`.
+    Where that changes nothing, the model's embedding is cut down to the tokens that the rows use,
+    and its last layer to the first token; see `models.vocabulary` and `models.first_token`.
     """
 
     metric = "macro_f1"
@@ -86,6 +87,7 @@ class ClassificationTask:
             objective,
             label_smoothing,
         )
+        use_first_token_alone(model)
         self.vocabulary = used_vocabulary(model, tokenizer, rows.ids, validation.ids)
         if self.vocabulary is not None:
             self.vocabulary.shrink(model)

@@ -146,3 +146,22 @@ def test_torn_weights_and_a_missing_tokenizer_are_one_sentence(
     (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     with pytest.raises(ModelError, match="is damaged"):
         load_classifier(str(tmp_path), ["n", "p"])
+
+
+def test_the_first_token_alone_gives_the_same_logits_and_gradients(tiny_bert: Path) -> None:
+    from sentisynth.models.first_token import use_first_token_alone
+
+    found = []
+    for cut in (False, True):
+        torch.manual_seed(0)
+        model, tokenizer = load_classifier(str(tiny_bert), ["n", "p"])
+        model.eval()  # no dropout
+        if cut:
+            use_first_token_alone(model)
+        texts = ["a film", "a much longer text about another film", "no"]
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
+        logits = model(**batch).logits
+        logits.square().sum().backward()
+        found.append([logits, *(p.grad for p in model.parameters())])
+    for whole, first in zip(*found, strict=True):
+        torch.testing.assert_close(whole, first, atol=1e-6, rtol=1e-5)
