@@ -114,6 +114,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     preview.add_argument("-n", type=_positive, default=20, help="candidates (default 20)")
     preview.set_defaults(command=_preview)
+    plan = _recipe_command(
+        commands, "plan", "memory by part, disk and placement that `run` would need; starts nothing"
+    )
+    plan.add_argument("--gpus", type=int, help="GPUs of a cluster that is not at hand")
+    plan.add_argument("--gpu-memory", type=float, help="GiB of each of them (default 80)")
+    plan.set_defaults(command=_plan)
     for name, text, command in (
         ("check", "verify checksums, ledger and splits of a run", _check),
         ("report", "write DIR/report.html anew from DIR", _report),
@@ -173,6 +179,15 @@ def _preview(arguments: argparse.Namespace) -> int:
     from sentisynth.flows.preview import preview
 
     preview(config, location(arguments.out or f"runs/{config.name}"), arguments.n)
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.recipe, arguments.overrides)
+    from sentisynth.flows.console import Console
+    from sentisynth.flows.plan import plan
+
+    plan(config, Console(), arguments.gpus, arguments.gpu_memory)
     return 0
 
 

@@ -44,7 +44,10 @@ def load_classifier(
     if reference.startswith(FRESH):
         assert teacher is not None
         tokenizer = load_tokenizer(teacher)
-        config = _fresh_config(reference.removeprefix(FRESH), tokenizer, names)
+        check_fresh(reference, FRESH_POSITIONS)
+        config = fresh_config(
+            reference, len(tokenizer), pad_token_id=tokenizer.pad_token_id, **names
+        )
         return AutoModelForSequenceClassification.from_config(config), tokenizer
     if reference.startswith(FIRST_LAYERS):
         assert teacher is not None
@@ -98,9 +101,9 @@ def check_fresh(reference: str, max_length: int) -> None:
         )
 
 
-def _fresh_config(shape: str, tokenizer: PreTrainedTokenizerBase, names: dict[str, Any]) -> Any:
-    check_fresh(FRESH + shape, FRESH_POSITIONS)
-    sizes = dict(SHAPES[shape])
+def fresh_config(reference: str, vocab_size: int, **more: Any) -> Any:
+    """The configuration of a known `fresh:SHAPE`."""
+    sizes = dict(SHAPES[reference.removeprefix(FRESH)])
     hidden = sizes["hidden_size"]
     return AutoConfig.for_model(
         sizes.pop("model_type"),
@@ -108,9 +111,8 @@ def _fresh_config(shape: str, tokenizer: PreTrainedTokenizerBase, names: dict[st
         num_attention_heads=hidden // 64,
         intermediate_size=4 * hidden,
         max_position_embeddings=FRESH_POSITIONS,
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        **names,
+        vocab_size=vocab_size,
+        **more,
     )
 
 

@@ -16,9 +16,9 @@ _LORA_SCALE = 2
 
 
 def load_generator(
-    reference: str, control_tokens: Sequence[str]
+    reference: str, control_tokens: Sequence[str], dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM in fp32 whose vocabulary holds every control token as one token.
+    """A causal LM whose vocabulary holds every control token as one token.
 
     Where the vocabulary has to grow, a new row starts at the mean of all rows, so that its token is
     as likely as an average word; a model with spare rows keeps them. Raises ModelError.
@@ -27,7 +27,7 @@ def load_generator(
     tokenizer = load_tokenizer(path)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"{path}: the tokenizer has no end-of-text token, which ends a candidate")
-    model = load_pretrained(AutoModelForCausalLM, path)
+    model = load_pretrained(AutoModelForCausalLM, path, dtype)
     known = tokenizer.get_vocab()
     taken = [t for t in control_tokens if t in known and t not in tokenizer.get_added_vocab()]
     taken += [t for t in control_tokens if t in tokenizer.all_special_tokens[:1]]

@@ -50,6 +50,24 @@ def resolve_model(reference: str) -> Path:
     return path
 
 
+def resolve_config(reference: str) -> Any:
+    """The configuration of a model reference; of a Hub model nothing else is downloaded.
+
+    Raises ModelError.
+    """
+    local = reference.startswith(("package:", ".", "/", "~")) or Path(reference).is_dir()
+    try:
+        if local:
+            return AutoConfig.from_pretrained(resolve_model(reference), local_files_only=True)
+        return AutoConfig.from_pretrained(reference)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(
+            f"the configuration of {reference!r} could not be read ({reason}); check the name and "
+            f"the network"
+        ) from None
+
+
 def _download(reference: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -92,11 +110,13 @@ def model_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def load_pretrained(auto_class: Any, path: Path, **options: Any) -> Any:
-    """`auto_class.from_pretrained` in fp32 from safetensors. Raises ModelError."""
+def load_pretrained(
+    auto_class: Any, path: Path, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
+    """`auto_class.from_pretrained` from safetensors. Raises ModelError."""
     try:
         return auto_class.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, local_files_only=True, **options
+            path, dtype=dtype, use_safetensors=True, local_files_only=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth import schema
 from sentisynth.config.types import DistilConfig, RunConfig, TeacherConfig, TrainConfig
 from sentisynth.data.files import write_json, write_table
 from sentisynth.models.classifier import load_classifier, predict_logits
-from sentisynth.models.devices import best_device
+from sentisynth.models.devices import autocast_dtype, best_device
 from sentisynth.models.generator import (
     add_adapters,
     control_token_id,
@@ -94,9 +95,13 @@ def adapt(config: RunConfig, corpus: Path, out: Path, work: Path, report: Report
     splits = read_splits(corpus)
     tokens = [config.control_token(label) for label in range(len(config.data.labels))]
 
+    dtype = torch.float32
+    if settings.lora_rank:  # frozen weights need no more digits than the forward pass has
+        dtype = autocast_dtype(settings.train.precision, best_device()) or dtype
+
     def load() -> tuple[Any, PreTrainedTokenizerBase, list[int], int]:
         seed_all(seed)
-        model, tokenizer = load_generator(settings.model, tokens)
+        model, tokenizer = load_generator(settings.model, tokens, dtype)
         ids = [control_token_id(tokenizer, token) for token in tokens]
         if settings.lora_rank:
             return add_adapters(model, settings.lora_rank, ids), tokenizer, ids, 0

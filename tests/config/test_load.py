@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,35 @@ def test_the_keys_of_the_contract_exist() -> None:
         student.train.schedule student.train.warmup_ratio student.train.precision
         student.train.early_stopping"""
     assert set(contract.split()) <= set(known_keys())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["teacher.train.engine=torch", "teacher.train.zero_stage=2"],
+            "zero_stage is for DeepSpeed",
+        ),
+        (["student.train.offload=parameters"], "offload=parameters needs zero_stage=3"),
+        (["student.train.metric=perplexity"], "student.train.metric is 'perplexity'"),
+        (["generator.train.metric=macro_f1"], "generator.train.metric is 'macro_f1'"),
+        (["teacher.class_weights=[1.0]"], "teacher.class_weights has 1 entries"),
+        (
+            ["generator.lora_rank=8", "generator.frozen_blocks=2"],
+            "frozen_blocks is 2 and lora_rank",
+        ),
+        (["teacher.train.deepspeed=nowhere.json"], "cannot be read as JSON"),
+        (["teacher.train.zero_stage=4"], "teacher.train.zero_stage is 4"),
+    ],
+)
+def test_a_training_that_contradicts_itself_is_a_sentence(
+    overrides: list[str], sentence: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        load_config("quickstart", overrides)
+
+
+def test_a_path_to_deepspeeds_settings_becomes_what_the_file_says(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"stage": 2}}')
+    config = load_config("quickstart", [f"teacher.train.deepspeed={tmp_path / 'ds.json'}"])
+    assert config.teacher.train.deepspeed == {"zero_optimization": {"stage": 2}}

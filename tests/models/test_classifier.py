@@ -14,7 +14,7 @@ from sentisynth.models.classifier import (
     score,
     tokenize,
 )
-from sentisynth.models.loading import model_digest, resolve_model
+from sentisynth.models.loading import model_digest, resolve_model, save_model
 from tests.conftest import RESOURCES, reviews
 
 
@@ -165,3 +165,25 @@ def test_the_first_token_alone_gives_the_same_logits_and_gradients(tiny_bert: Pa
         found.append([logits, *(p.grad for p in model.parameters())])
     for whole, first in zip(*found, strict=True):
         torch.testing.assert_close(whole, first, atol=1e-6, rtol=1e-5)
+
+
+def test_a_head_for_other_classes_is_a_sentence(tiny_bert: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_classifier(str(tiny_bert), ["a", "b", "c"])
+    save_model(model, tokenizer, tmp_path)
+    with pytest.raises(ModelError, match=r"has a head for 3 classes .*, the data has 2"):
+        load_classifier(str(tmp_path), ["n", "p"])
+
+
+def test_a_student_can_start_from_the_teachers_first_layers(tiny_gpt2: Path) -> None:
+    model, tokenizer = load_classifier("teacher:2", ["n", "p"], teacher=tiny_gpt2)
+    whole, _ = load_classifier(str(tiny_gpt2), ["n", "p"])
+    assert len(model.transformer.h) == model.config.num_hidden_layers == 2
+    assert torch.equal(
+        model.transformer.h[1].mlp.c_fc.weight, whole.transformer.h[1].mlp.c_fc.weight
+    )
+    assert model(**tokenizer("a film", return_tensors="pt")).logits.shape == (1, 2)
+    for wrong in ("teacher:0", "teacher:4", "teacher:two"):
+        with pytest.raises(ModelError, match=f"student.model is '{wrong}'; write teacher:N with N"):
+            load_classifier(wrong, ["n", "p"], teacher=tiny_gpt2)
+    with pytest.raises(ModelError, match="needs a teacher"):
+        load_classifier("teacher:2", ["n", "p"])
