@@ -28,6 +28,8 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "killed by `ray.kill`",  # how a stream with enough rows ends
 }
+KINDS = ("alpha-beta", "alpha", "beta", "tau", "temperature", "size", "arms")
+_SWEEP_OPTIONS: dict[str, Any] = {"search": "grid", "samples": 32, "stopping": "none"}
 _STAGE_HELP = {
     "run": "the whole pipeline: teacher, generator, synthesis, dataset, student, evaluation",
     "teacher": "stage A: fine-tune the teacher on the seed rows",
@@ -120,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", type=int, help="GPUs of a cluster that is not at hand")
     plan.add_argument("--gpu-memory", type=float, help="GiB of each of them (default 80)")
     plan.set_defaults(command=_plan)
+    sweep = _recipe_command(
+        commands, "sweep", "many students from one pool, on Ray Tune: α×β, τ, T, size, arms"
+    )
+    sweep.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43], help="41 42 43")
+    sweep.add_argument(
+        "--overwrite", action="store_true", help="replace trials that were made otherwise"
+    )
+    sweep.add_argument("--progress", choices=("line", "json"), default="line")
+    sweep.set_defaults(command=_sweep)
     for name, text, command in (
         ("check", "verify checksums, ledger and splits of a run", _check),
         ("report", "write DIR/report.html anew from DIR", _report),
@@ -138,6 +149,8 @@ def _recipe_command(commands: Any, name: str, text: str) -> argparse.ArgumentPar
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    if name == "sweep":
+        sub.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
     sub.add_argument("recipe", metavar="RECIPE", help="a built-in recipe or a YAML file")
     sub.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
     sub.add_argument("--out", help="run directory, a path or a URI (default runs/NAME)")
@@ -188,6 +201,33 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sentisynth.flows.plan import plan
 
     plan(config, Console(), arguments.gpus, arguments.gpu_memory)
+    return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    options = [o for o in arguments.overrides if o.partition("=")[0] in _SWEEP_OPTIONS]
+    dims = [o for o in arguments.overrides if o.startswith("dim.")]
+    rest = [o for o in arguments.overrides if o not in (*options, *dims)]
+    config = load_config(arguments.recipe, rest)
+    from sentisynth.config.load import parse_value
+    from sentisynth.data.storage import location
+    from sentisynth.flows.console import Console
+    from sentisynth.flows.pipeline import opened
+    from sentisynth.flows.sweep import plan_sweep, run_sweep
+
+    chosen = dict(_SWEEP_OPTIONS)
+    chosen |= {o.partition("=")[0]: parse_value(o.partition("=")[2]) for o in options}
+    plan = plan_sweep(
+        arguments.kind,
+        config,
+        {d.partition("=")[0][4:]: parse_value(d.partition("=")[2]) for d in dims},
+        seeds=arguments.seeds,
+        **chosen,
+    )
+    out = location(arguments.out or f"runs/{config.name}")
+    console = Console(arguments.progress)
+    with opened(config, out, console, "sweep", arguments.overwrite) as session:
+        run_sweep(session, plan)
     return 0
 
 

@@ -38,3 +38,7 @@ class PlacementError(SentisynthError):
 
 class TrainingError(SentisynthError):
     """A training whose workers keep dying, or that cannot fit."""
+
+
+class SweepError(SentisynthError):
+    """A sweep that has nothing to read, or nothing to show."""

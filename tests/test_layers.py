@@ -25,7 +25,7 @@ FLOORS: list[set[str]] = [
 DOORS: dict[str, set[str]] = {
     "ray.data": {"runtime/stream.py"},
     "ray.train": {"runtime/train.py"},
-    "ray.tune": set(),
+    "ray.tune": {"runtime/tune.py"},
     "mlflow": {"runtime/tracking.py"},
     "deepspeed": {"training/deepspeed_engine.py"},
     "peft": {"models/generator.py"},

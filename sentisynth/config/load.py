@@ -1,7 +1,9 @@
 """A recipe, a file or a run directory, plus `key=value` overrides, to a checked `RunConfig`."""
 
+import copy
 import difflib
 import json
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,18 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
         raise ConfigError(_sentence(error.errors()[0])) from None
 
 
+def with_values(values: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of nested values with some dotted keys set."""
+    copied = copy.deepcopy(values)
+    for key, value in dotted.items():
+        part = copied
+        *parents, last = key.split(".")
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        part[last] = value
+    return copied
+
+
 def read_run_config(run: Path) -> RunConfig:
     """The configuration that a run directory was last used with. Raises ConfigError."""
     path = run / "config.yaml"
@@ -108,10 +122,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not an override; write key=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = text
+    value = parse_value(text)
     *parents, last = key.split(".")
     for parent in parents:
         child = values.get(parent)
@@ -121,6 +132,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise ConfigError(_unknown_key(key))
         values = child
     values[last] = value
+
+
+def parse_value(text: str) -> Any:
+    """The value of an override: YAML, or the text itself."""
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
 
 
 def _make_absolute(values: dict[str, Any]) -> None:

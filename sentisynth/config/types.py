@@ -62,7 +62,7 @@ class TrainConfig(Config):
     with several workers, torch with one."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """What DeepSpeed shares out among the workers: 0 nothing, 1 the optimiser's state, 2 gradients
-    too, 3 weights too. Null: what `deepspeed` says, else 1."""
+    too, 3 weights too. Null: what `deepspeed` says, else 0, the fastest where the model fits."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What DeepSpeed keeps in the CPU's memory: the optimiser's state, or (stage 3) weights too."""
     deepspeed: dict[str, Any] | None = None

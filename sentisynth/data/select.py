@@ -1,6 +1,6 @@
 """From facts to a dataset: τ, quota, T, β and the split, applied by pure functions."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -22,8 +22,10 @@ def select(
     tau: float,
     n_per_class: int,
     near_duplicates: float,
+    verdicts: Sequence[str] = (schema.ACCEPTED,),
 ) -> tuple[pa.Table, list[Ledger]]:
-    """The first `n_per_class` accepted candidates of each label in index order, exactly.
+    """The first `n_per_class` accepted candidates of each label in index order, exactly; or those
+    with one of the `verdicts`.
 
     `units_by_label` holds, for each label, its units in index order: `schema.POOL` tables and their
     receipts.
@@ -35,7 +37,7 @@ def select(
         tally = Tally(tau, near_duplicates)
         missing = n_per_class
         for table, receipt in units:
-            accepted = receipt.rows[tally.add(receipt) == schema.ACCEPTED][:missing]
+            accepted = receipt.rows[np.isin(tally.add(receipt), verdicts)][:missing]
             chosen.append(table.take(accepted))
             missing -= len(accepted)
             if missing == 0:

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sentisynth import schema
@@ -188,6 +189,62 @@ def confidence_histogram(
         f"candidates. It names the intended class for {len(right):,}, {n_sure[0]:,} of them at or "
         f"above τ = {tau:g}, and another class for {len(wrong):,}, {n_sure[1]:,} at or above τ.",
     )
+
+
+@matplotlib.rc_context(_STYLE)
+def heat_map(points: Sequence[Mapping[str, Any]], x: str, y: str, labels: Sequence[str]) -> Plot:
+    """Mean macro-F1 of each point of a grid over two dimensions; the best is framed."""
+    columns = sorted({p["point"][x] for p in points})
+    rows = sorted({p["point"][y] for p in points})
+    low, high = min(p["mean"] for p in points), max(p["mean"] for p in points)
+    axes = _axes(1.1 + 0.38 * len(rows))
+    axes.grid(visible=False)
+    size = 9.0 if len(columns) < 8 else 7.0
+    for p in points:
+        i, j = columns.index(p["point"][x]), rows.index(p["point"][y])
+        share = (p["mean"] - low) / (high - low) if high > low else 0.0
+        is_best = p["mean"] == high
+        cell = Rectangle(
+            (i - 0.5, j - 0.5), 1, 1, facecolor=_LIGHT["blue"], alpha=0.08 + 0.5 * share
+        )
+        axes.add_patch(cell)
+        if is_best:
+            frame = Rectangle((i - 0.46, j - 0.46), 0.92, 0.92, fill=False, edgecolor=_LIGHT["ink"])
+            axes.add_patch(frame)
+        axes.text(i, j, f"{p['mean']:.3f}", ha="center", va="center", fontsize=size)
+    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
+    axes.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
+    axes.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    best = max(points, key=lambda p: p["mean"])
+    told = f"{labels[0]} {best['point'][x]:g}, {labels[1]} {best['point'][y]:g}"
+    return _plot(
+        "heat", axes, f"Map of macro-F1 on the validation rows; best {high:.3f} at {told}."
+    )
+
+
+@matplotlib.rc_context(_STYLE)
+def spread_curve(
+    points: Sequence[Mapping[str, Any]], dim: str, label: str, title: str, of: str = ""
+) -> Plot:
+    """A line over one dimension: the mean, a band of one standard deviation and bars of the 95 %
+    interval over the seeds; or `of`, a measure of the selected rows.
+    """
+    axes = _axes(2.9)
+    xs = [p["point"][dim] for p in points]
+    means = [p["diversity"][of] if of else p["mean"] for p in points]
+    colour = _colour(1 if of else 3)
+    if not of:
+        deviations = np.array([p["std"] for p in points])
+        middle = np.array(means)
+        axes.fill_between(
+            xs, middle - deviations, middle + deviations, color=colour, alpha=0.15, linewidth=0
+        )
+        axes.vlines(xs, [p["low"] for p in points], [p["high"] for p in points], color=colour)
+    axes.plot(xs, means, color=colour, marker="o")
+    axes.set(xlabel=label, ylabel=title)
+    told = ", ".join(f"{x:g}: {m:.3f}" for x, m in zip(xs, means, strict=True))
+    return _plot(f"curve-{of or 'f1'}", axes, f"Line of {title} over {label}. {told}.")
 
 
 def _axes(height: float) -> Any:

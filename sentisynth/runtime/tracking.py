@@ -96,8 +96,8 @@ class Tracker:
         with _store(uri):
             if is_own:
                 _make_store(own / "mlflow.db")
-            self._client = MlflowClient(tracking_uri=uri)
-            self._experiment = self._experiment_id(
+            self.client = MlflowClient(tracking_uri=uri)
+            self.experiment = self._experiment_id(
                 config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
             )
         self._file = directory / "mlflow.json"
@@ -107,17 +107,17 @@ class Tracker:
             "config": fingerprint(config.model_dump(mode="json")),
         }
         self.run_id = self._continued() or self._started(config)
-        self.log = StageLog(self._client, self.uri, self.run_id)
+        self.log = StageLog(self.client, self.uri, self.run_id)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageLog]:
         """A child run, ended with what happened in the block."""
         with _store(self.uri):
-            run = self._client.create_run(
-                self._experiment, tags={_PARENT: self.run_id, "stage": name}, run_name=name
+            run = self.client.create_run(
+                self.experiment, tags={_PARENT: self.run_id, "stage": name}, run_name=name
             )
         with self._ending(run.info.run_id):
-            yield StageLog(self._client, self.uri, run.info.run_id)
+            yield StageLog(self.client, self.uri, run.info.run_id)
 
     @contextmanager
     def parent(self) -> Iterator[None]:
@@ -133,15 +133,15 @@ class Tracker:
             stopped = isinstance(error, KeyboardInterrupt)
             # what happened in the block is what matters
             with suppress(TrackingError), _store(self.uri):
-                self._client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+                self.client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
             raise
         with _store(self.uri):
-            self._client.set_terminated(run_id, "FINISHED")
+            self.client.set_terminated(run_id, "FINISHED")
 
     def _experiment_id(self, name: str, artifacts: str | None) -> str:
-        found = self._client.get_experiment_by_name(name)
+        found = self.client.get_experiment_by_name(name)
         if found is None:
-            return str(self._client.create_experiment(name, artifact_location=artifacts))
+            return str(self.client.create_experiment(name, artifact_location=artifacts))
         return str(found.experiment_id)
 
     def _continued(self) -> str | None:
@@ -157,17 +157,99 @@ class Tracker:
         from mlflow.exceptions import MlflowException
 
         try:
-            self._client.update_run(run_id, status="RUNNING")
+            self.client.update_run(run_id, status="RUNNING")
         except MlflowException:  # the store was removed: a new run
             return None
         return run_id
 
     def _started(self, config: RunConfig) -> str:
-        run = self._client.create_run(self._experiment, run_name=config.name)
+        run = self.client.create_run(self.experiment, run_name=config.name)
         run_id = str(run.info.run_id)
         write_json(self._file, {**self._identity, "run_id": run_id})
-        StageLog(self._client, self.uri, run_id).params(config.model_dump(mode="json"))
+        StageLog(self.client, self.uri, run_id).params(config.model_dump(mode="json"))
         return run_id
+
+
+class SweepLog:
+    """The MLflow run of a sweep, and below it one run a trial, each once whatever is resumed."""
+
+    def __init__(self, tracker: Tracker, kind: str, file: Path) -> None:
+        self._tracker, self._client, self._uri = tracker, tracker.client, tracker.uri
+        self._kind = kind
+        with _store(self._uri):
+            self.run_id = self._known(file) or self._started(file)
+            runs = self._client.search_runs(
+                [tracker.experiment], f"tags.`{_PARENT}` = '{self.run_id}'", max_results=50000
+            )
+            self._logged = {run.data.tags["trial"] for run in runs if run.info.status == "FINISHED"}
+            for run in runs:
+                if run.info.status != "FINISHED":  # cut off in the writing
+                    self._client.delete_run(run.info.run_id)
+
+    def record(self, path: Path) -> None:
+        """Log a concluded trial from its file, unless that was done."""
+        if path.stem in self._logged or not path.is_file():
+            return
+        from mlflow.entities import Metric, Param
+
+        result = json.loads(path.read_text(encoding="utf-8"))
+        with _store(self._uri):
+            tags = {_PARENT: self.run_id, "trial": path.stem}
+            run = self._client.create_run(self._tracker.experiment, tags=tags, run_name=path.stem)
+            now = int(time.time() * 1000)
+            metrics = [
+                Metric(_key(name), float(value), now, int(entry["step"]))
+                for entry in result["evaluations"]
+                for name, value in entry.items()
+                if name not in ("step", "total_steps")
+            ]
+            for name, value in (result["best"] or {}).items():
+                metrics.append(Metric(_key(f"best.{name}"), float(value), now, 0))
+            metrics.append(Metric("seconds", float(result["seconds"]), now, 0))
+            parameters = flatten(result["trial"]).items()
+            self._client.log_batch(
+                run.info.run_id,
+                metrics=metrics,
+                params=[Param(_key(name), str(value)) for name, value in parameters],
+            )
+            if result["error"]:
+                self._client.set_tag(run.info.run_id, "error", result["error"])
+            self._client.set_terminated(run.info.run_id, "FINISHED")
+        self._logged.add(path.stem)
+
+    def conclude(self, summary: dict[str, Any], out: Path) -> None:
+        """The best setting, its figures, and what was written of the sweep."""
+        log = StageLog(self._client, self._uri, self.run_id)
+        best = summary["best"]
+        log.metrics({"best": {"mean": best["mean"], "std": best["std"]}})
+        tested = [entry["test_macro_f1"] for entry in summary["test"]]
+        log.metrics({"best": {"test_macro_f1": sum(tested) / len(tested)}})
+        for name in ("summary.json", "results.csv", "report.html"):
+            log.artifacts(out / name, "")
+        log.artifacts(out / "student", "student")
+        with _store(self._uri):
+            self._client.set_tag(self.run_id, "best", json.dumps(best["point"]))
+            self._client.set_terminated(self.run_id, "FINISHED")
+
+    def _known(self, file: Path) -> str | None:
+        if not file.is_file():
+            return None
+        from mlflow.exceptions import MlflowException
+
+        run_id = str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+        except MlflowException:  # of another store
+            return None
+        return run_id
+
+    def _started(self, file: Path) -> str:
+        tags = {_PARENT: self._tracker.run_id, "sweep": self._kind}
+        run = self._client.create_run(
+            self._tracker.experiment, tags=tags, run_name=f"sweep {self._kind}"
+        )
+        write_json(file, {"run_id": run.info.run_id})
+        return str(run.info.run_id)
 
 
 def _make_store(file: Path) -> None:

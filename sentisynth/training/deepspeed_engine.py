@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import ConfigError
 from sentisynth.models.devices import autocast_dtype, best_device
-from sentisynth.training.engine import MOMENTS, State, make_optimizer, trained
+from sentisynth.training.engine import DEFAULT_ZERO_STAGE, MOMENTS, State, make_optimizer, trained
 
-_DEFAULT_STAGE = 1
 _SHM_OPERATOR = "deepspeed_shm_comm"  # compiled at the first use on a CPU; gloo does the same
 
 
@@ -179,7 +178,7 @@ def deepspeed_settings(config: TrainConfig, device: torch.device, world: int) ->
     zero = settings["zero_optimization"]
     if config.zero_stage is not None:
         _agree(zero, {"stage": config.zero_stage}, "train.deepspeed.zero_optimization")
-    zero.setdefault("stage", _DEFAULT_STAGE)
+    zero.setdefault("stage", DEFAULT_ZERO_STAGE)
     if config.offload != "none":
         device_of = {"device": "cpu", "pin_memory": device.type == "cuda"}
         zero.setdefault("offload_optimizer", device_of)

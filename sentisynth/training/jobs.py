@@ -28,9 +28,14 @@ from sentisynth.models.generator import (
     load_generator,
 )
 from sentisynth.models.loading import save_model
-from sentisynth.models.vocabulary import embedding_name
+from sentisynth.models.vocabulary import embedding_name, used_vocabulary
 from sentisynth.seeding import derive_seed
-from sentisynth.training.checkpoint import Progress, best_weights, put_weights
+from sentisynth.training.checkpoint import (
+    Progress,
+    best_weights,
+    put_weights,
+    read_progress,
+)
 from sentisynth.training.engine import chosen_engine
 from sentisynth.training.loop import Report, decay_until, fit, forward_passes, seed_all
 from sentisynth.training.rows import Rows, is_first_worker, shared_rows
@@ -200,32 +205,24 @@ def _train_classifier(
             class_weights=class_weights if of_training else None,
         )
 
+    train_rows = shared_rows(work / "rows-train.arrow", lambda: tokenised(rows, of_training=True))
+    validation_rows = shared_rows(
+        work / "rows-validation.arrow", lambda: tokenised(splits["validation"], of_training=False)
+    )
     task = ClassificationTask(
         model,
         tokenizer,
-        shared_rows(work / "rows-train.arrow", lambda: tokenised(rows, of_training=True)),
-        shared_rows(
-            work / "rows-validation.arrow",
-            lambda: tokenised(splits["validation"], of_training=False),
-        ),
+        train_rows,
+        validation_rows,
         objective=objective,
         label_smoothing=label_smoothing,
     )
     progress = fit(task, train, seed, report, work, total_steps=total_steps, eval_every=eval_every)
     if not is_first_worker():
         return
-    weights, vocabulary = best_weights(work), task.vocabulary
-    steps_per_epoch = -(-len(task.rows) // train.batch_size)
-    total = total_steps or steps_per_epoch * train.epochs
+    total = total_steps or -(-len(task.rows) // train.batch_size) * train.epochs
     del task, model
-    model, tokenizer = load()
-    if vocabulary is not None and weights:
-        key = f"weights.{embedding_name(model)}"
-        decay = decay_until(train, progress.best_step, total)
-        whole = model.get_input_embeddings().weight.detach()
-        weights[key] = vocabulary.grow(whole, weights[key], decay)
-    put_weights(model, weights, work)
-    model.to(best_device())
+    model, tokenizer = finished_classifier(load, train_rows, validation_rows, work, train, total)
     save_model(model, tokenizer, out)
     for name, table in splits.items():
         texts = table[schema.TEXT].to_pylist()
@@ -235,6 +232,30 @@ def _train_classifier(
         write_table(out / "predictions" / f"{name}.parquet", predictions)
     n_parameters = sum(p.numel() for p in model.parameters())
     write_json(out / "metrics.json", {"parameters": n_parameters, **_history(progress, train)})
+
+
+def finished_classifier(
+    load: Callable[[], Loaded],
+    rows: Rows,
+    validation: Rows,
+    work: Path,
+    train: TrainConfig,
+    total_steps: int,
+) -> Loaded:
+    """What `load` gives, with the best weights of the training in `work`, on the best device.
+
+    Tokens that `rows` and `validation` do not use had no gradient, only decay.
+    """
+    model, tokenizer = load()
+    weights = best_weights(work)
+    vocabulary = used_vocabulary(model, tokenizer, rows.ids, validation.ids)
+    if vocabulary is not None and weights:
+        key = f"weights.{embedding_name(model)}"
+        decay = decay_until(train, read_progress(work).best_step, total_steps)
+        whole = model.get_input_embeddings().weight.detach()
+        weights[key] = vocabulary.grow(whole, weights[key], decay)
+    put_weights(model, weights, work)
+    return model.to(best_device()), tokenizer
 
 
 def _class_weights(teacher: TeacherConfig, rows: pa.Table) -> list[float] | None:

@@ -75,14 +75,31 @@ def fit(
     A training that was killed goes on from its last checkpoint in `work`. `total_steps` and
     `eval_every` override what the epochs say. Raises ModelError if the loss is not finite.
     """
+    progress = read_progress(work)
+    options = {"total_steps": total_steps, "eval_every": eval_every}
+    for entry in evaluations(task, config, seed, work, progress, **options):
+        report(entry)
+    return progress
+
+
+def evaluations(
+    task: Task,
+    config: TrainConfig,
+    seed: int,
+    work: Path,
+    progress: Progress,
+    *,
+    total_steps: int | None = None,
+    eval_every: int | None = None,
+) -> Iterator[dict[str, Any]]:
+    """`fit` step by step: train on from `progress`; gives the figures of each evaluation."""
     rank, world_size = world()
     per_epoch = math.ceil(len(task.rows) / config.batch_size)
     total = total_steps or per_epoch * config.epochs
     every = eval_every or config.eval_every or per_epoch
     parts = forward_passes(config, world_size)
-    progress = read_progress(work)
     if progress.is_finished:
-        return progress
+        return
     if config.gradient_checkpointing:
         task.model.gradient_checkpointing_enable({"use_reentrant": False})
     rate = _rate(config, total)
@@ -106,7 +123,6 @@ def fit(
         if is_evaluated:
             entry = _evaluated(task, engine, progress, per_epoch, config)
             best.offer(entry[best.metric], engine)
-            report({**entry, "total_steps": total})
             progress.is_finished = step == total or 0 < config.early_stopping <= progress.since_best
             waited = time.monotonic() - saved > _CHECKPOINT_S and config.checkpoint_every is None
             is_due = is_due or progress.is_finished or _agreed(waited, engine.device)
@@ -116,11 +132,13 @@ def fit(
             if rank == 0:
                 commit(work, progress, state, best.take())
             saved = time.monotonic()
+        if is_evaluated:
+            yield {**entry, "total_steps": total}
+            clock = time.monotonic()  # what is done with the figures is no training
         if progress.is_finished:
             break
     if dist.is_initialized():
         dist.barrier()
-    return progress
 
 
 def forward_passes(config: TrainConfig, world_size: int) -> int:

@@ -15,12 +15,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.models.generator import blocks
-from sentisynth.training.engine import chosen_engine
+from sentisynth.training.engine import DEFAULT_ZERO_STAGE, chosen_engine
 from sentisynth.training.loop import forward_passes
 
 _ACTIVATION_BYTES = 34  # a token, hidden unit and layer, in 16 bits
 _LOGIT_BYTES = 10  # a token and word: 16-bit logits, fp32 copy, gradient
-_DEFAULT_ZERO_STAGE = 1
 RUNTIME_BYTES = 2 * 2**30  # of the driver, libraries and the allocator's slack on a GPU
 
 
@@ -103,7 +102,7 @@ def footprint(shape: Shape, train: TrainConfig, max_length: int, *, half: bool) 
     stage = train.zero_stage
     if stage is None:
         given = (train.deepspeed or {}).get("zero_optimization", {}).get("stage", "auto")
-        stage = _DEFAULT_ZERO_STAGE if given == "auto" else int(given)
+        stage = DEFAULT_ZERO_STAGE if given == "auto" else int(given)
     size = 2 if half else 4
     master = 12 if half else 8
     weights = size * n if stage < 3 else size * (n // workers + 2 * shape.largest_block)

@@ -77,6 +77,19 @@ class Rows:
         """Weights (B,); fillers weigh nothing."""
         return np.where(rows < 0, np.float32(0), self.weights[positions(rows)])
 
+    def take(self, rows: np.ndarray) -> "Rows":
+        """Some of the rows, in the order given."""
+        lengths = self.lengths[rows]
+        starts = np.concatenate(([0], np.cumsum(lengths)))
+        within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        return Rows(
+            ids=self.ids[np.repeat(self.starts[:-1][rows], lengths) + within],
+            starts=starts,
+            labels=self.labels[rows],
+            weights=self.weights[rows],
+            soft_labels=None if self.soft_labels is None else self.soft_labels[rows],
+        )
+
     def save(self, path: Path) -> None:
         """Write one Arrow file, whole or not at all."""
         columns = {

@@ -1,0 +1,182 @@
+"""What a sweep found: points with their spread over seeds, the best one, CSV and a page."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sentisynth.evaluation.plots import COLOURS, Plot, heat_map, spread_curve
+from sentisynth.seeding import derive_seed
+
+_RESAMPLES = 2000
+_NAMES = {
+    "alpha": "α",
+    "beta": "β",
+    "tau": "τ",
+    "temperature": "T",
+    "n_per_class": "rows a class",
+    "arm": "arm",
+}
+
+
+def points_of(
+    results: Mapping[str, Mapping[str, Any]],
+    dims: Sequence[str],
+    diversity: Mapping[str, Mapping[str, float]],
+) -> list[dict[str, Any]]:
+    """Trials that differ in the seed alone, together: their best validation macro-F1, its mean,
+    standard deviation and 95 % bootstrap interval over the seeds; in the order of `dims`.
+    """
+    grouped: dict[str, dict[str, Any]] = {}
+    for name, result in results.items():
+        trial = dict(result["trial"])
+        trial.pop("seed")
+        point = {d: trial[d] if d in trial else trial["settings"].get(d) for d in dims}
+        entry = grouped.setdefault(
+            json.dumps(trial, sort_keys=True),
+            {"point": point, "trials": [], "values": [], "errors": [], "diversity": None},
+        )
+        if result["error"] or result["best"] is None:
+            entry["errors"].append(result["error"] or "no evaluation")
+            continue
+        entry["trials"].append(name)
+        entry["values"].append(result["best"]["macro_f1"])
+        entry["diversity"] = diversity.get(_selection(result["trial"]))
+    return sorted(map(_with_spread, grouped.values()), key=lambda p: _order(p["point"]))
+
+
+def verdict(
+    best: Mapping[str, Any], points: Sequence[Mapping[str, Any]], dims: Sequence[str]
+) -> str:
+    """The best setting, and whether its lead over the second exceeds the spread, in a sentence."""
+    said = f"Best by validation macro-F1: {told(best['point'], dims)}, {_figure(best)}"
+    others = [p for p in points if p is not best and p["values"]]
+    if not others:
+        return f"{said}; there is nothing to compare it with."
+    second = max(others, key=lambda p: p["mean"])
+    lead = best["mean"] - second["mean"]
+    spread = float(np.hypot(best["std"], second["std"]) / np.sqrt(max(1, len(best["values"]))))
+    clear = "more" if lead > 2 * spread else "no more"
+    return (
+        f"{said}; it leads {told(second['point'], dims)} ({_figure(second)}) by "
+        f"{100 * lead:.1f} points, {clear} than twice the standard error of that difference over "
+        f"the seeds ({100 * spread:.1f})."
+    )
+
+
+def told(point: Mapping[str, Any], dims: Sequence[str]) -> str:
+    """A point as words: α 0.5, β 0.3."""
+    return ", ".join(f"{_NAMES.get(d, d)} {_short(point[d])}" for d in dims)
+
+
+def to_csv(
+    results: Mapping[str, Mapping[str, Any]],
+    dims: Sequence[str],
+    diversity: Mapping[str, Mapping[str, float]],
+) -> str:
+    """A line a trial; a failed one with its reason."""
+    figures = ("macro_f1", "accuracy", "validation_loss", "step", "train_loss")
+    measures = ("distinct_1", "distinct_2", "soft_label_entropy")
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["trial", *dims, "seed", *figures, "seconds", *measures, "error"])
+    for name, result in sorted(results.items()):
+        trial, best = result["trial"], result["best"] or {}
+        point = [trial[d] if d in trial else trial["settings"].get(d) for d in dims]
+        measured = diversity.get(_selection(trial), {})
+        writer.writerow(
+            [
+                *(name, *point, trial["seed"]),
+                *(best.get(f, "") for f in figures),
+                result["seconds"],
+                *(measured.get(m, "") for m in measures),
+                result["error"],
+            ]
+        )
+    return stream.getvalue()
+
+
+def render_sweep(name: str, summary: Mapping[str, Any]) -> str:
+    """The page of a sweep: the answer, the figures, every point."""
+    environment = Environment(
+        loader=PackageLoader("sentisynth", "evaluation"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
+    dims, tested = summary["dims"], [entry["test_macro_f1"] for entry in summary["test"]]
+    return environment.get_template("sweep.html.j2").render(
+        name=name,
+        summary=summary,
+        names=[_NAMES.get(d, d) for d in dims],
+        plots=_plots(summary),
+        colours=COLOURS,
+        test_mean=float(np.mean(tested)),
+        test_std=float(np.std(tested, ddof=1)) if len(tested) > 1 else 0.0,
+        short=_short,
+    )
+
+
+def _plots(summary: Mapping[str, Any]) -> list[Plot]:
+    dims, points = summary["dims"], [p for p in summary["points"] if p["values"]]
+    is_number = [all(_is_number(p["point"][d]) for p in points) for d in dims]
+    if len(dims) == 2 and all(is_number):
+        return [heat_map(points, dims[0], dims[1], [_NAMES.get(d, d) for d in dims])]
+    if len(dims) != 1 or not is_number[0]:
+        return []
+    dim, label = dims[0], _NAMES.get(dims[0], dims[0])
+    plots = [spread_curve(points, dim, label, "macro-F1 on validation rows")]
+    if dim in ("tau", "n_per_class"):
+        for key, title in (
+            ("distinct_1", "distinct-1"),
+            ("distinct_2", "distinct-2"),
+            ("soft_label_entropy", "soft-label entropy, nats"),
+        ):
+            known = [p for p in points if p["diversity"]]
+            if known:
+                plots.append(spread_curve(known, dim, label, title, of=key))
+    return plots
+
+
+def _with_spread(entry: dict[str, Any]) -> dict[str, Any]:
+    values = np.array(entry["values"])
+    if not len(values):
+        return {**entry, "mean": None, "std": None, "low": None, "high": None}
+    seed = derive_seed(0, "sweep", json.dumps(entry["point"], sort_keys=True))
+    random = np.random.default_rng(seed)
+    means = values[random.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {
+        **entry,
+        "mean": float(values.mean()),
+        "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        "low": float(low),
+        "high": float(high),
+    }
+
+
+def _selection(trial: Mapping[str, Any]) -> str:
+    n, tau = trial["n_per_class"], trial["tau"]
+    return f"unverified,n={n}" if trial["arm"] == "unverified" else f"tau={tau:g},n={n}"
+
+
+def _order(point: Mapping[str, Any]) -> list[tuple[bool, Any]]:
+    return [(not _is_number(v), v if _is_number(v) else str(v)) for v in point.values()]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _figure(point: Mapping[str, Any]) -> str:
+    return f"{point['mean']:.3f} ± {point['std']:.3f}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,222 @@
+"""Ray Tune: runs the trials of a sweep on actors that go from one trial to the next."""
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from ray import tune
+from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import ConcurrencyLimiter
+
+from sentisynth.config.types import RunConfig
+from sentisynth.errors import SentisynthError
+from sentisynth.runtime.ray_cluster import Resources
+from sentisynth.training.checkpoint import read_progress
+from sentisynth.training.trials import Trial, TrialRunner
+
+METRIC = "macro_f1"
+Stopping = Literal["none", "asha", "median"]
+_TRIALS_A_GPU = 4
+_MOST_DEATHS = 3
+
+
+def run_trials(
+    trials: Sequence[Trial],
+    *,
+    config: RunConfig,
+    shared: Path,
+    out: Path,
+    teacher: Path,
+    resources: Resources,
+    stopping: Stopping,
+    on_result: Callable[[dict[str, Any]], None],
+) -> list[tuple[Trial, str]]:
+    """Train every trial; each writes its file in `out`. Returns those that did not, and why.
+
+    One CPU a trial, or a quarter of a GPU where there are any: several small students share it. A
+    trial whose process dies is tried again, from its checkpoint if it has one.
+    """
+    space = {"trial": tune.grid_search([dataclasses.asdict(trial) for trial in trials])}
+    tuner = _tuner(
+        _trainable(config, shared, out, teacher),
+        space,
+        resources,
+        out,
+        on_result,
+        scheduler=_scheduler(stopping, config.student.train.epochs),
+    )
+    return _failed(tuner)
+
+
+def search_trials(
+    base: Trial,
+    space: dict[str, tuple[str, float, float]],
+    *,
+    samples: int,
+    seeds: Sequence[int],
+    known: Sequence[tuple[dict[str, Any], float]],
+    config: RunConfig,
+    shared: Path,
+    out: Path,
+    teacher: Path,
+    resources: Resources,
+    stopping: Stopping,
+    on_result: Callable[[dict[str, Any]], None],
+) -> list[tuple[Trial, str]]:
+    """As `run_trials`, with points that Optuna's TPE proposes (Akiba et al., 2019): `samples` of
+    them beyond the `known` ones, which are told to it with their figures.
+
+    `space` maps a field of `Trial`, or a key of the configuration, to uniform or loguniform and
+    its bounds; the seed is drawn from `seeds`.
+    """
+    from ray.tune.search.optuna import OptunaSearch
+
+    kinds = {"uniform": tune.uniform, "loguniform": tune.loguniform}
+    domains = {key: kinds[kind](low, high) for key, (kind, low, high) in space.items()}
+    search = OptunaSearch(
+        domains,
+        metric=METRIC,
+        mode="max",
+        seed=config.seed,
+        points_to_evaluate=[point for point, _ in known] or None,
+        evaluated_rewards=[figure for _, figure in known] or None,
+    )
+    tuner = _tuner(
+        _trainable(config, shared, out, teacher, base=base, seeds=tuple(seeds)),
+        None,
+        resources,
+        out,
+        on_result,
+        scheduler=_scheduler(stopping, config.student.train.epochs),
+        search=ConcurrencyLimiter(search, max_concurrent=max(2, _at_once(resources))),
+        samples=samples,
+    )
+    return _failed(tuner)
+
+
+def _trainable(
+    config: RunConfig,
+    shared: Path,
+    out: Path,
+    teacher: Path,
+    base: Trial | None = None,
+    seeds: tuple[int, ...] = (),
+) -> type[tune.Trainable]:
+    """A class that trains trials in its own process; a step is an evaluation."""
+
+    class StudentTrial(tune.Trainable):
+        def setup(self, values: dict[str, Any]) -> None:
+            torch.set_num_threads(1)
+            self._runner = TrialRunner(shared, out, config, teacher)
+            self.reset_config(values)
+
+        def reset_config(self, values: dict[str, Any]) -> bool:
+            self._end_early()
+            self._trial = _trial_of(values, base, seeds)
+            self._evaluations = self._runner.train(self._trial)
+            self._is_at_work = True
+            return True
+
+        def step(self) -> dict[str, Any]:
+            try:
+                entry = next(self._evaluations)
+                self._last = entry
+                return {**entry, "trial_name": self._trial.name}
+            except StopIteration:
+                self._is_at_work = False
+            except SentisynthError as error:  # a row with its reason, not a hole
+                self._is_at_work = False
+                self._last = {METRIC: 0.0, "step": 0}
+                self._runner.conclude(self._trial, None, error=str(error))
+            return {**self._last, "trial_name": self._trial.name, "done": True}
+
+        def cleanup(self) -> None:
+            self._end_early()
+
+        def _end_early(self) -> None:
+            """A scheduler stopped the trial: what it reached is its result."""
+            if getattr(self, "_is_at_work", False):
+                progress = read_progress(self._runner.work(self._trial))
+                if progress.evaluations:
+                    self._runner.conclude(self._trial, progress, stopped=True)
+            self._is_at_work = False
+
+    return StudentTrial
+
+
+def _trial_of(values: dict[str, Any], base: Trial | None, seeds: tuple[int, ...]) -> Trial:
+    if base is None:
+        return Trial(**values["trial"])
+    fields = {k: v for k, v in values.items() if k in Trial.__dataclass_fields__}
+    other = {k: v for k, v in values.items() if k not in fields}
+    drawn = dataclasses.replace(base, **fields, settings={**base.settings, **other})
+    return dataclasses.replace(drawn, seed=seeds[int(drawn.name, 16) % len(seeds)])
+
+
+def _tuner(
+    trainable: type[tune.Trainable],
+    space: dict[str, Any] | None,
+    resources: Resources,
+    out: Path,
+    on_result: Callable[[dict[str, Any]], None],
+    *,
+    scheduler: TrialScheduler | None,
+    search: Any = None,
+    samples: int = 1,
+) -> tune.Tuner:
+    class Told(tune.Callback):
+        def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
+            on_result(result)
+
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+    storage = out.parent / ".tune"
+    shutil.rmtree(storage, ignore_errors=True)
+    gpus = 1 / _TRIALS_A_GPU if resources.gpus else 0
+    placed = {"cpu": 1, "gpu": gpus} if gpus else {"cpu": 1}
+    return tune.Tuner(
+        tune.with_resources(trainable, placed),
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            metric=METRIC,
+            mode="max",
+            scheduler=scheduler,
+            search_alg=search,
+            num_samples=samples,
+            reuse_actors=True,
+            max_concurrent_trials=_at_once(resources),
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(storage),
+            name="sweep",
+            verbose=0,
+            callbacks=[Told()],
+            failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0),
+        ),
+    )
+
+
+def _at_once(resources: Resources) -> int:
+    if resources.gpus:
+        return max(1, min(int(resources.gpus * _TRIALS_A_GPU), int(resources.cpus)))
+    return max(1, int(resources.cpus))
+
+
+def _scheduler(stopping: Stopping, epochs: int) -> TrialScheduler | None:
+    if stopping == "asha":
+        return AsyncHyperBandScheduler(max_t=max(2, epochs), grace_period=max(1, epochs // 4))
+    return MedianStoppingRule(grace_period=max(1, epochs // 4)) if stopping == "median" else None
+
+
+def _failed(tuner: tune.Tuner) -> list[tuple[Trial, str]]:
+    """Trials whose process failed in a way of its own, with the last line of what it said."""
+    failed = []
+    for result in tuner.fit():
+        if result.error is not None and result.config and "trial" in result.config:
+            lines = str(result.error).strip().splitlines() or ["unknown"]
+            failed.append((Trial(**result.config["trial"]), lines[-1][:300]))
+    return failed

@@ -1,0 +1,168 @@
+"""Many trainings of a student on one pool: what a sweep prepares once, and one trial. No Ray.
+
+A trial reads tokenised rows and the teacher's logits from files that all workers map; no text is
+tokenised, generated or scored again, whatever α, β, τ, T and n it has.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sentisynth.config.load import parse_config, with_values
+from sentisynth.config.types import DistilConfig, RunConfig
+from sentisynth.data.files import read_json, write_json
+from sentisynth.data.logits import softmax
+from sentisynth.models.classifier import load_classifier
+from sentisynth.seeding import derive_seed, fingerprint
+from sentisynth.training.checkpoint import Progress, read_progress
+from sentisynth.training.jobs import Loaded, finished_classifier
+from sentisynth.training.loop import evaluations, seed_all
+from sentisynth.training.rows import Rows
+from sentisynth.training.tasks import ClassificationTask
+
+ROWS, VALIDATION, SELECTIONS = "rows.arrow", "validation.arrow", "selections.npz"
+REAL = "real"
+SOFT, HARD, UNVERIFIED = "soft", "hard", "unverified"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One training: a point of the sweep and a seed."""
+
+    alpha: float
+    beta: float
+    tau: float
+    temperature: float
+    n_per_class: int
+    seed: int
+    arm: str = SOFT
+    """`soft`: the objective; `hard`: the teacher's label alone; `unverified`: the generator's label
+    alone, of rows that the teacher was not asked about."""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Other keys of the configuration."""
+
+    @property
+    def selection(self) -> str:
+        """Name of the rows that it trains on; real rows alone for none."""
+        return selection_name(self.arm != UNVERIFIED, self.tau, self.n_per_class)
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """All but the seed."""
+        values = dataclasses.asdict(self)
+        del values["seed"]
+        return values
+
+    @property
+    def name(self) -> str:
+        """Short and unique within a sweep."""
+        return fingerprint(dataclasses.asdict(self))[:12]
+
+
+def selection_name(verified: bool, tau: float, n_per_class: int) -> str:
+    """Of the positions of synthetic rows in SELECTIONS."""
+    if n_per_class == 0:
+        return REAL
+    return f"tau={tau:g},n={n_per_class}" if verified else f"unverified,n={n_per_class}"
+
+
+class TrialRunner:
+    """A process that trains one trial after another on the same files."""
+
+    def __init__(self, shared: Path, trials: Path, config: RunConfig, teacher: Path) -> None:
+        self._rows, self._validation = Rows.map(shared / ROWS), Rows.map(shared / VALIDATION)
+        with np.load(shared / SELECTIONS, allow_pickle=False) as selections:
+            self._selections = dict(selections)
+        self._trials, self._config, self._teacher = trials, config, teacher
+        self._steps = int(self._selections.pop("steps"))
+
+    def train(self, trial: Trial) -> Iterator[dict[str, Any]]:
+        """The figures of each evaluation; then the trial's file is there."""
+        config, seed = self._config_of(trial), derive_seed(trial.seed, "student")
+        train = config.student.train
+        work = self.work(trial)
+        work.mkdir(parents=True, exist_ok=True)
+        model, tokenizer = self._load(trial)
+        objective = DistilConfig(
+            alpha=trial.alpha if trial.arm == SOFT else 0.0,
+            beta=trial.beta,
+            temperature=trial.temperature,
+        )
+        task = ClassificationTask(
+            model, tokenizer, self.rows_of(trial), self._validation, objective=objective
+        )
+        progress = read_progress(work)
+        every = train.eval_every or max(1, self._steps // train.epochs)
+        yield from evaluations(
+            task, train, seed, work, progress, total_steps=self._steps, eval_every=every
+        )
+        self.conclude(trial, progress)
+
+    def finished(self, trial: Trial) -> Loaded:
+        """The trained student of a trial; trained again if its weights were not kept."""
+        if not read_progress(self.work(trial)).is_finished:
+            for _ in self.train(trial):
+                pass
+        return finished_classifier(
+            lambda: self._load(trial),
+            self.rows_of(trial),
+            self._validation,
+            self.work(trial),
+            self._config_of(trial).student.train,
+            self._steps,
+        )
+
+    def _config_of(self, trial: Trial) -> RunConfig:
+        return parse_config(with_values(self._config.model_dump(mode="json"), trial.settings))
+
+    def _load(self, trial: Trial) -> Loaded:
+        config = self._config_of(trial)
+        seed_all(derive_seed(trial.seed, "student"))
+        return load_classifier(config.student.model, config.data.labels, self._teacher)
+
+    def rows_of(self, trial: Trial) -> Rows:
+        """Real rows, and the selected synthetic ones with weight β; soft labels at its T."""
+        n_real = len(self._selections[REAL])
+        chosen = self._selections[REAL]
+        if trial.selection != REAL:
+            chosen = np.concatenate((chosen, self._selections[trial.selection]))
+        rows = self._rows.take(chosen)
+        weights = np.full(len(rows), trial.beta, np.float32)
+        weights[:n_real] = 1
+        assert rows.soft_labels is not None
+        soft = softmax(rows.soft_labels, trial.temperature).astype(np.float32)
+        return dataclasses.replace(rows, weights=weights, soft_labels=soft)
+
+    def work(self, trial: Trial) -> Path:
+        """Where a trial keeps its checkpoint and its best weights."""
+        return self._trials / f"{trial.name}.work"
+
+    def conclude(
+        self, trial: Trial, progress: Progress | None, *, error: str = "", stopped: bool = False
+    ) -> None:
+        """Write what came out, whole or not at all."""
+        figures = dataclasses.asdict(progress or Progress())
+        best = [e for e in figures["evaluations"] if e["step"] == figures["best_step"]]
+        write_json(
+            self._trials / f"{trial.name}.json",
+            {
+                "trial": dataclasses.asdict(trial),
+                "best": best[0] if best else None,
+                "evaluations": figures["evaluations"],
+                "steps": figures["step"],
+                "seconds": figures["seconds"],
+                "stopped": stopped,
+                "error": error,
+            },
+        )
+        if error:
+            shutil.rmtree(self.work(trial), ignore_errors=True)
+
+
+def read_results(trials: Path) -> dict[str, dict[str, Any]]:
+    """What is concluded, by the name of the trial."""
+    return {path.stem: read_json(path) for path in sorted(trials.glob("*.json"))}

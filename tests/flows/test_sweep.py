@@ -1,0 +1,169 @@
+"""Sweeps: many students from one pool, each trained once, whatever is interrupted."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sentisynth.cli import main
+from sentisynth.config.load import load_config
+from sentisynth.errors import ConfigError
+from sentisynth.evaluation.sweeps import points_of, verdict
+from sentisynth.flows.sweep import plan_sweep
+from sentisynth.training.trials import Trial
+
+CHOICES: dict[str, Any] = {"seeds": [1], "search": "grid", "samples": 4, "stopping": "none"}
+
+
+@pytest.fixture(scope="module")
+def swept(
+    finished_run: Path, quick_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str]]:
+    """A sweep of four trainings on a run whose teacher and generator cannot be loaded any more."""
+    out = tmp_path_factory.mktemp("sweep") / "run"
+    shutil.copytree(finished_run, out)
+    for name in ("teacher", "generator"):
+        (out / name / "model.safetensors").write_bytes(b"no weights")
+    command = ["sweep", "alpha-beta", "quickstart", *quick_overrides, "--out", str(out)]
+    command += ["dim.alpha=[0.2,0.9]", "dim.beta=[0.5]", "--seeds", "41", "42"]
+    assert main(command) == 0
+    return out, command
+
+
+def runs_of(out: Path) -> list[Any]:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{out / 'mlflow' / 'mlflow.db'}")
+    parent = json.loads((out / "sweep" / "alpha-beta" / "mlflow.json").read_text())["run_id"]
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    found = client.search_runs(experiments, f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert client.get_run(parent).info.status == "FINISHED"
+    return list(found)
+
+
+def test_a_grid_is_trained_reported_and_recorded(swept: tuple[Path, list[str]]) -> None:
+    out = swept[0] / "sweep" / "alpha-beta"
+    with (out / "results.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {(r["alpha"], r["beta"], r["seed"]) for r in rows} == {
+        (a, "0.5", s) for a in ("0.2", "0.9") for s in ("41", "42")
+    }
+    summary = json.loads((out / "summary.json").read_text())
+    assert [len(point["values"]) for point in summary["points"]] == [2, 2]
+    assert summary["best"]["mean"] == max(point["mean"] for point in summary["points"])
+    assert [entry["seed"] for entry in summary["test"]] == [41, 42]
+    page = (out / "report.html").read_text()
+    assert summary["verdict"] in page.replace("&#39;", "'") and "<svg" in page
+    assert (out / "student" / "model.safetensors").is_file()
+    assert not (out / ".tune").exists()
+
+
+def test_mlflow_has_each_trial_once(swept: tuple[Path, list[str]]) -> None:
+    runs = runs_of(swept[0])
+    assert len({run.data.tags["trial"] for run in runs}) == len(runs) == 4
+    assert {run.data.params["alpha"] for run in runs} == {"0.2", "0.9"}
+    assert all("best.macro_f1" in run.data.metrics for run in runs)
+
+
+def test_only_what_is_missing_is_trained_again(swept: tuple[Path, list[str]]) -> None:
+    out, command = swept
+    trials = out / "sweep" / "alpha-beta" / "trials"
+    before = {path.name: path.read_bytes() for path in trials.glob("*.json")}
+    times = {path.name: path.stat().st_mtime_ns for path in trials.glob("*.json")}
+    lost = sorted(before)[0]
+    (trials / lost).unlink()
+    shutil.rmtree(trials / f"{lost.removesuffix('.json')}.work", ignore_errors=True)
+    assert main(command) == 0
+    for path in trials.glob("*.json"):
+        assert (path.stat().st_mtime_ns == times[path.name]) == (path.name != lost)
+        first, second = json.loads(before[path.name]), json.loads(path.read_text())
+        assert first["evaluations"] == second["evaluations"]
+    assert len(runs_of(out)) == 4
+
+
+def test_a_training_that_fails_is_a_row_with_its_reason(
+    finished_run: Path, quick_overrides: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    command = ["sweep", "arms", "quickstart", *quick_overrides, "--out", str(out)]
+    command += ["dim.arm=[soft,unverified]", "dim.student.model=[fresh:bert-tiny,teacher:99]"]
+    assert main([*command, "--seeds", "41"]) == 0
+    summary = json.loads((out / "sweep" / "arms" / "summary.json").read_text())
+    failed = [p for p in summary["points"] if p["point"]["student.model"] == "teacher:99"]
+    assert len(failed) == 2
+    assert all("write teacher:N with N from 1" in p["errors"][0] for p in failed)
+    assert all(p["mean"] is not None for p in summary["points"] if p not in failed)
+
+
+@pytest.mark.slow
+def test_a_search_and_a_pool_that_is_extended(
+    finished_run: Path, quick_overrides: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    common = ["quickstart", *quick_overrides, "--out", str(out), "--seeds", "41"]
+    assert main(["sweep", "tau", *common, "dim.tau=[0.5,0.6]"]) == 0
+    assert main(["check", str(out)]) == 0
+    search = ["search=optuna", "samples=3", "stopping=asha", "dim.beta=uniform(0.1,1)"]
+    assert main(["sweep", "alpha", *common, *search]) == 0
+    trials = list((out / "sweep" / "alpha" / "trials").glob("*.json"))
+    assert len(trials) == 3
+    assert main(["sweep", "alpha", *common, "samples=4", *search[2:], search[0]]) == 0
+    assert len(list((out / "sweep" / "alpha" / "trials").glob("*.json"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims", "choices", "told"),
+    [
+        ("alpha", {"alpha": []}, {}, r"dim.alpha is \[\]; write a list"),
+        ("alpha", {"alpha": [0.5, 1.5]}, {}, r"dim.alpha has 1.5; it must lie in \[0, 1\]"),
+        ("tau", {"tau": ["high"]}, {}, r"dim.tau has 'high'"),
+        ("alpha", {"alfa": [0.5]}, {}, r"dim.alfa is neither alpha, beta"),
+        ("alpha", {"alpha": "uniform(0,1)"}, {}, r"dim.alpha is a range; a grid needs a list"),
+        ("alpha", {"alpha": "uniform(1,0)"}, {"search": "optuna"}, "the first bound must be"),
+        ("arms", {"arm": ["soft", "loud"]}, {}, "dim.arm is 'loud'"),
+        ("size", {"size": [-1]}, {}, "dim.size has -1"),
+        ("alpha", {}, {"seeds": []}, "at least one seed"),
+        ("alpha", {}, {"search": "random"}, "search is 'random'"),
+        ("alpha", {}, {"samples": 0}, "samples is 0"),
+        ("alpha", {}, {"stopping": "soon"}, "stopping is 'soon'"),
+        ("alpha", {"student.train.batch_size": [0]}, {}, "student.train.batch_size is 0"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_a_sentence(
+    kind: Any, dims: dict[str, Any], choices: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        plan_sweep(kind, load_config("quickstart"), dims, **{**CHOICES, **choices})
+
+
+def test_a_run_without_a_pool_is_a_sentence(
+    quick_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["sweep", "alpha", "quickstart", *quick_overrides, "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    assert "run `sentisynth teacher quickstart` first" in capsys.readouterr().err
+
+
+def result(alpha: float, seed: int, f1: float | None) -> dict[str, Any]:
+    trial = Trial(
+        alpha=alpha, beta=0.3, tau=0.9, temperature=2.0, n_per_class=9, seed=seed, settings={}
+    )
+    values = {k: getattr(trial, k) for k in Trial.__dataclass_fields__}
+    best = None if f1 is None else {"macro_f1": f1}
+    return {"trial": values, "best": best, "error": "" if best else "it failed"}
+
+
+def test_points_have_their_spread_and_the_verdict_their_lead() -> None:
+    figures = {(0.1, 1): 0.60, (0.1, 2): 0.62, (0.5, 1): 0.70, (0.5, 2): 0.72, (0.9, 1): None}
+    results = {f"t{i}": result(a, s, f) for i, ((a, s), f) in enumerate(figures.items())}
+    points = points_of(results, ["alpha"], {})
+    assert [p["mean"] for p in points] == [pytest.approx(0.61), pytest.approx(0.71), None]
+    assert points[1]["std"] == pytest.approx(0.0141, abs=1e-4) and points[2]["errors"]
+    assert points[1]["low"] == pytest.approx(0.70) and points[1]["high"] == pytest.approx(0.72)
+    told = verdict(points[1], points, ["alpha"])
+    assert "α 0.5, 0.710 ± 0.014; it leads α 0.1" in told and "more than twice" in told
