@@ -87,6 +87,9 @@ _STARTS_FROM = {
 }
 
 
+_MAKE_NOTHING = ("evaluate", "sweep")
+
+
 @contextmanager
 def opened(
     config: RunConfig,
@@ -124,7 +127,7 @@ def opened(
                     tracker=tracker,
                     console=console,
                 )
-        if command != "evaluate":  # it makes nothing: what was made stands there already
+        if command not in _MAKE_NOTHING:  # what was made stands there already
             write_config(config, directory, versions())
         directory.push_files()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,7 +119,7 @@ def _trainable(
             self._end_early()
             self._trial = _trial_of(values, base, seeds)
             self._evaluations = self._runner.train(self._trial)
-            self._is_at_work = True
+            self._is_at_work, self._last = True, {METRIC: 0.0, "step": 0}
             return True
 
         def step(self) -> dict[str, Any]:
@@ -128,11 +129,17 @@ def _trainable(
                 return {**entry, "trial_name": self._trial.name}
             except StopIteration:
                 self._is_at_work = False
+                self._last = read_progress(self._runner.work(self._trial)).evaluations[-1]
             except SentisynthError as error:  # a row with its reason, not a hole
                 self._is_at_work = False
-                self._last = {METRIC: 0.0, "step": 0}
                 self._runner.conclude(self._trial, None, error=str(error))
             return {**self._last, "trial_name": self._trial.name, "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            """The training keeps its own, in its work directory."""
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            """See `save_checkpoint`."""
 
         def cleanup(self) -> None:
             self._end_early()
@@ -157,6 +164,19 @@ def _trial_of(values: dict[str, Any], base: Trial | None, seeds: tuple[int, ...]
     return dataclasses.replace(drawn, seed=seeds[int(drawn.name, 16) % len(seeds)])
 
 
+class _Told(tune.Callback):
+    """Passes results on. Tune writes its callbacks to a file: this one leaves its listener out."""
+
+    def __init__(self, on_result: Callable[[dict[str, Any]], None]) -> None:
+        self._on_result = on_result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
+        self._on_result(result)
+
+
 def _tuner(
     trainable: type[tune.Trainable],
     space: dict[str, Any] | None,
@@ -168,10 +188,7 @@ def _tuner(
     search: Any = None,
     samples: int = 1,
 ) -> tune.Tuner:
-    class Told(tune.Callback):
-        def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
-            on_result(result)
-
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one is never silent
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     storage = out.parent / ".tune"
     shutil.rmtree(storage, ignore_errors=True)
@@ -193,7 +210,7 @@ def _tuner(
             storage_path=str(storage),
             name="sweep",
             verbose=0,
-            callbacks=[Told()],
+            callbacks=[_Told(on_result)],
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0),
         ),
