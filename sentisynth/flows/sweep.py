@@ -74,6 +74,7 @@ _KEYS = {  # what people call the fields of a trial
     "tau": "tau",
     "temperature": "temperature",
     "size": "n_per_class",
+    "arm": "arm",
     "distil.alpha": "alpha",
     "distil.beta": "beta",
     "synthesis.tau": "tau",
@@ -119,7 +120,7 @@ def plan_sweep(
         key = _KEYS.get(name, name)
         if key not in _KEYS.values() and key not in known_keys():
             raise ConfigError(
-                f"dim.{name} is neither {', '.join(list(_KEYS)[:5])} nor a key of the recipe"
+                f"dim.{name} is neither {', '.join(list(_KEYS)[:6])} nor a key of the recipe"
             )
         found = _RANGE.match(value.replace(" ", "")) if isinstance(value, str) else None
         if found:
@@ -473,5 +474,5 @@ def _check_values(config: RunConfig, key: str, values: tuple[Any, ...]) -> None:
             raise ConfigError(f"dim.{key} has {value!r}; it must lie in [{low:g}, {high:g}]")
         if key == "n_per_class" and not (isinstance(value, int) and value >= 0):
             raise ConfigError(f"dim.size has {value!r}; it must be a whole number of at least 0")
-        if key not in _KEYS.values() and key != "arm":
+        if key not in _KEYS.values():
             parse_config(with_values(config.model_dump(mode="json"), {key: value}))

@@ -3,6 +3,9 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +170,30 @@ def test_points_have_their_spread_and_the_verdict_their_lead() -> None:
     assert points[1]["low"] == pytest.approx(0.70) and points[1]["high"] == pytest.approx(0.72)
     told = verdict(points[1], points, ["alpha"])
     assert "α 0.5, 0.710 ± 0.014; it leads α 0.1" in told and "more than twice" in told
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_killed_driver_leaves_no_trace(
+    swept: tuple[Path, list[str]], finished_run: Path, tmp_path: Path
+) -> None:
+    """Killed after the first and after the third of four trainings."""
+    calm, command = swept
+    out = tmp_path / "run"
+    shutil.copytree(finished_run, out)
+    command = [str(out) if part == str(calm) else part for part in command]
+    trials = out / "sweep" / "alpha-beta" / "trials"
+    code = "import sys; from sentisynth.cli import main; sys.exit(main(sys.argv[1:]))"
+    for n_done in (1, 3):
+        with subprocess.Popen([sys.executable, "-c", code, *command]) as process:
+            while len(list(trials.glob("*.json"))) < n_done:
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.kill()
+    assert main(command) == 0
+    for path in (calm / "sweep" / "alpha-beta" / "trials").glob("*.json"):
+        first, second = json.loads(path.read_text()), json.loads((trials / path.name).read_text())
+        assert first["evaluations"] == second["evaluations"]
+    assert len(runs_of(out)) == 4
+    first, second = (r / "sweep" / "alpha-beta" / "student" for r in (calm, out))
+    assert (first / "model.safetensors").read_bytes() == (second / "model.safetensors").read_bytes()
