@@ -29,7 +29,12 @@ _QUIET = {
     "RAY_DEDUP_LOGS_SKIP_REGEX": "killed by `ray.kill`",  # how a stream with enough rows ends
 }
 KINDS = ("alpha-beta", "alpha", "beta", "tau", "temperature", "size", "arms")
-_SWEEP_OPTIONS: dict[str, Any] = {"search": "grid", "samples": 32, "stopping": "none"}
+_SWEEP_OPTIONS: dict[str, Any] = {
+    "search": "grid",
+    "samples": 32,
+    "stopping": "none",
+    "register": "",
+}
 _STAGE_HELP = {
     "run": "the whole pipeline: teacher, generator, synthesis, dataset, student, evaluation",
     "teacher": "stage A: fine-tune the teacher on the seed rows",
@@ -125,7 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     sweep = _recipe_command(
         commands, "sweep", "many students from one pool, on Ray Tune: α×β, τ, T, size, arms"
     )
-    sweep.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43], help="41 42 43")
+    sweep.add_argument(
+        "--seeds", type=_integers, default=[41, 42, 43], help="of each point (41,42,43)"
+    )
     sweep.add_argument(
         "--overwrite", action="store_true", help="replace trials that were made otherwise"
     )
@@ -163,6 +170,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not at least 1")
     return value
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is no list such as 41,42,43") from None
 
 
 def _recipes(_: argparse.Namespace) -> int:

@@ -32,7 +32,7 @@ from sentisynth.evaluation.metrics import distinct_n, macro_f1, mean_entropy
 from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, verdict
 from sentisynth.flows.parts import plan_parts
 from sentisynth.flows.session import Session
-from sentisynth.flows.synthesize import synthesize
+from sentisynth.flows.synthesize import fill_pool
 from sentisynth.models.classifier import predict_logits, starts_from_teacher
 from sentisynth.models.loading import load_tokenizer, model_digest, resolve_model, save_model
 from sentisynth.runtime.ray_cluster import cluster_resources
@@ -98,6 +98,8 @@ class SweepPlan:
     search: Literal["grid", "optuna"]
     samples: int
     stopping: Stopping
+    register: str
+    """Name of a registered model whose alias `best` the best student gets; empty: none."""
 
 
 def plan_sweep(
@@ -109,6 +111,7 @@ def plan_sweep(
     search: Literal["grid", "optuna"],
     samples: int,
     stopping: Stopping,
+    register: str = "",
 ) -> SweepPlan:
     """The dimensions of a kind, changed and joined by `dims`. Raises ConfigError."""
     grid: dict[str, tuple[Any, ...]] = dict(_GRIDS[kind])
@@ -153,7 +156,7 @@ def plan_sweep(
     for key, values in grid.items():
         _check_values(config, key, values)
     if not seeds:
-        raise ConfigError("a sweep needs at least one seed; give --seeds 41 42 43")
+        raise ConfigError("a sweep needs at least one seed; give --seeds 41,42,43")
     return SweepPlan(
         kind=kind,
         grid=grid,
@@ -162,6 +165,7 @@ def plan_sweep(
         search=search,
         samples=samples,
         stopping=stopping,
+        register=str(register),
     )
 
 
@@ -285,7 +289,7 @@ def _conclude(
     write_json(out / "summary.json", summary)
     write_text(out / "results.csv", to_csv(results, dims, diversity))
     write_text(out / "report.html", render_sweep(config.name, summary))
-    log.conclude(summary, out)
+    log.conclude(summary, out, plan.register)
     _show(session, summary, out)
 
 
@@ -370,7 +374,7 @@ def _prepare(
                 raise
             strictest = config.synthesis.model_copy(update={"tau": max(taus), "n_per_class": most})
             extended = config.model_copy(update={"synthesis": strictest})
-            synthesize(dataclasses.replace(session, config=extended))
+            fill_pool(dataclasses.replace(session, config=extended))
     real = read_splits(directory.stage("corpus"))
     logits = logits_of(pq.read_table(teacher / "predictions" / "seed.parquet"), schema.LOGITS)
     tokenizer = _tokenizer(config, teacher)

@@ -31,6 +31,13 @@ def synthesize(session: Session) -> None:
     Finished units are kept whatever happens; the same command does the rest. Raises QuotaError,
     with the counts and the likely cause, if `max_candidates_per_class` does not suffice.
     """
+    # before hours of work
+    session.directory.refuse_others("dataset", dataset_parts(session))
+    fill_pool(session)
+
+
+def fill_pool(session: Session) -> None:
+    """`synthesize`, for whoever wants a larger pool and no other dataset."""
     directory, parts = session.directory, plan_parts(session)
     config = _with_unit_size(session.config, parts["synthesis"]["unit_size"])
     plan, pool = fingerprint(parts), directory.pool
@@ -38,7 +45,6 @@ def synthesize(session: Session) -> None:
     check_verifier(directory.stage("teacher"), len(config.data.labels))
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
     stamped = directory.readable_stamp("pool") is not None and directory.is_done("pool", parts)
-    directory.refuse_others("dataset", dataset_parts(session))  # before hours of work
     reader, started = PoolReader(pool, config, plan), time.monotonic()
     done = reader.recover()  # where the stamp is gone, the units say what they are of
     if not stamped:

@@ -217,8 +217,10 @@ class SweepLog:
             self._client.set_terminated(run.info.run_id, "FINISHED")
         self._logged.add(path.stem)
 
-    def conclude(self, summary: dict[str, Any], out: Path) -> None:
-        """The best setting, its figures, and what was written of the sweep."""
+    def conclude(self, summary: dict[str, Any], out: Path, register: str) -> None:
+        """The best setting, its figures, what was written of the sweep; and the best student as a
+        version of the registered model `register`, with the alias `best`, if it has a name.
+        """
         log = StageLog(self._client, self._uri, self.run_id)
         best = summary["best"]
         log.metrics({"best": {"mean": best["mean"], "std": best["std"]}})
@@ -230,6 +232,15 @@ class SweepLog:
         with _store(self._uri):
             self._client.set_tag(self.run_id, "best", json.dumps(best["point"]))
             self._client.set_terminated(self.run_id, "FINISHED")
+            if register:
+                self._register(register)
+
+    def _register(self, name: str) -> None:
+        if not self._client.search_registered_models(f"name = '{name}'"):
+            self._client.create_registered_model(name)
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/student"
+        version = self._client.create_model_version(name, source, self.run_id)
+        self._client.set_registered_model_alias(name, "best", version.version)
 
     def _known(self, file: Path) -> str | None:
         if not file.is_file():

@@ -31,7 +31,7 @@ def swept(
     for name in ("teacher", "generator"):
         (out / name / "model.safetensors").write_bytes(b"no weights")
     command = ["sweep", "alpha-beta", "quickstart", *quick_overrides, "--out", str(out)]
-    command += ["dim.alpha=[0.2,0.9]", "dim.beta=[0.5]", "--seeds", "41", "42"]
+    command += ["dim.alpha=[0.2,0.9]", "dim.beta=[0.5]", "--seeds", "41,42"]
     assert main(command) == 0
     return out, command
 
