@@ -13,7 +13,7 @@ from sentisynth.errors import QuotaError
 from sentisynth.seeding import derive_seed
 
 TRAIN, VALIDATION, TEST = "train", "synthetic_validation", "synthetic_test"
-_HELD_OUT = 0.05  # of each label, for each of the two synthetic held-out parts
+HELD_OUT = 0.05  # of each label, for each of the two synthetic held-out parts
 
 
 def select(
@@ -82,7 +82,7 @@ def split_synthetic(synthetic: pa.Table, seed: int) -> dict[str, pa.Table]:
     random = np.random.default_rng(derive_seed(seed, "synthetic split"))
     for label in np.unique(labels):
         rows = random.permutation(np.flatnonzero(labels == label))
-        n_held = round(_HELD_OUT * len(rows))
+        n_held = round(HELD_OUT * len(rows))
         part[rows[:n_held]], part[rows[n_held : 2 * n_held]] = 1, 2
     return {
         name: synthetic.filter(pa.array(part == i))

@@ -235,12 +235,14 @@ def spread_curve(
     means = [p["diversity"][of] if of else p["mean"] for p in points]
     colour = _colour(1 if of else 3)
     if not of:
-        deviations = np.array([p["std"] for p in points])
+        deviations = np.array([p["std"] or 0.0 for p in points])
         middle = np.array(means)
         axes.fill_between(
             xs, middle - deviations, middle + deviations, color=colour, alpha=0.15, linewidth=0
         )
-        axes.vlines(xs, [p["low"] for p in points], [p["high"] for p in points], color=colour)
+        lows = [p["mean"] if p["low"] is None else p["low"] for p in points]
+        highs = [p["mean"] if p["high"] is None else p["high"] for p in points]
+        axes.vlines(xs, lows, highs, color=colour)
     axes.plot(xs, means, color=colour, marker="o")
     axes.set(xlabel=label, ylabel=title)
     told = ", ".join(f"{x:g}: {m:.3f}" for x, m in zip(xs, means, strict=True))

@@ -59,7 +59,13 @@ def verdict(
         return f"{said}; there is nothing to compare it with."
     second = max(others, key=lambda p: p["mean"])
     lead = best["mean"] - second["mean"]
-    spread = float(np.hypot(best["std"], second["std"]) / np.sqrt(max(1, len(best["values"]))))
+    if min(len(best["values"]), len(second["values"])) < 2:
+        return (
+            f"{said}; it leads {told(second['point'], dims)} ({_figure(second)}) by "
+            f"{100 * lead:.1f} points, and with one seed nothing is known of the spread."
+        )
+    variances = [p["std"] ** 2 / len(p["values"]) for p in (best, second)]
+    spread = float(np.sqrt(sum(variances)))
     clear = "more" if lead > 2 * spread else "no more"
     return (
         f"{said}; it leads {told(second['point'], dims)} ({_figure(second)}) by "
@@ -146,8 +152,9 @@ def _plots(summary: Mapping[str, Any]) -> list[Plot]:
 
 def _with_spread(entry: dict[str, Any]) -> dict[str, Any]:
     values = np.array(entry["values"])
-    if not len(values):
-        return {**entry, "mean": None, "std": None, "low": None, "high": None}
+    if len(values) < 2:  # of one seed, nothing is known of the spread
+        mean = float(values[0]) if len(values) else None
+        return {**entry, "mean": mean, "std": None, "low": None, "high": None}
     seed = derive_seed(0, "sweep", json.dumps(entry["point"], sort_keys=True))
     random = np.random.default_rng(seed)
     means = values[random.integers(0, len(values), (_RESAMPLES, len(values)))].mean(axis=1)
@@ -155,7 +162,7 @@ def _with_spread(entry: dict[str, Any]) -> dict[str, Any]:
     return {
         **entry,
         "mean": float(values.mean()),
-        "std": float(values.std(ddof=1)) if len(values) > 1 else 0.0,
+        "std": float(values.std(ddof=1)),
         "low": float(low),
         "high": float(high),
     }
@@ -175,7 +182,8 @@ def _is_number(value: Any) -> bool:
 
 
 def _figure(point: Mapping[str, Any]) -> str:
-    return f"{point['mean']:.3f} ± {point['std']:.3f}"
+    spread = "" if point["std"] is None else f" ± {point['std']:.3f}"
+    return f"{point['mean']:.3f}{spread}"
 
 
 def _short(value: Any) -> str:

@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,14 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentisynth import schema
-from sentisynth.config.load import known_keys, parse_config, with_values
+from sentisynth.config.load import parse_config, with_values
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import write_json, write_text
 from sentisynth.data.ledger import SCORED
 from sentisynth.data.logits import logits_of
 from sentisynth.data.manifest import read_manifest, read_receipts
-from sentisynth.data.select import TRAIN, select, split_synthetic, synthetic_rows
-from sentisynth.errors import ConfigError, QuotaError, SweepError
+from sentisynth.data.select import HELD_OUT, TRAIN, select, split_synthetic, synthetic_rows
+from sentisynth.errors import ConfigError, QuotaError, SweepError, TrackingError
 from sentisynth.evaluation.metrics import distinct_n, macro_f1, mean_entropy
 from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, verdict
 from sentisynth.flows.parts import plan_parts
@@ -39,6 +40,7 @@ from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.tracking import SweepLog
 from sentisynth.runtime.tune import Stopping, run_trials, search_trials
 from sentisynth.seeding import fingerprint
+from sentisynth.training.checkpoint import Progress
 from sentisynth.training.jobs import read_splits
 from sentisynth.training.tasks import classification_rows
 from sentisynth.training.trials import (
@@ -52,6 +54,7 @@ from sentisynth.training.trials import (
     Trial,
     TrialRunner,
     read_results,
+    result_of,
     selection_name,
 )
 
@@ -81,6 +84,12 @@ _KEYS = {  # what people call the fields of a trial
     "distil.temperature": "temperature",
     "synthesis.n_per_class": "n_per_class",
 }
+_OTHER_KEYS = (
+    "student.model",
+    *(f"student.train.{key}" for key in ("learning_rate", "schedule", "warmup_ratio")),
+    *(f"student.train.{key}" for key in ("weight_decay", "max_grad_norm", "early_stopping")),
+)
+_RANGES = ("alpha", "beta", "temperature", _OTHER_KEYS[1], *_OTHER_KEYS[3:6])
 _BOUNDS = {"alpha": (0, 1), "beta": (0, 1), "tau": (0, 1), "temperature": (1e-3, 100)}
 _RANGE = re.compile(r"^(uniform|loguniform)\(([^,]+),([^,]+)\)$")
 _CODE_VERSION = 1
@@ -121,16 +130,24 @@ def plan_sweep(
         grid = {"n_per_class": tuple(sorted({int(share * most) for share in _SHARES}))}
     for name, value in dims.items():
         key = _KEYS.get(name, name)
-        if key not in _KEYS.values() and key not in known_keys():
+        if key not in _KEYS.values() and key not in _OTHER_KEYS:
             raise ConfigError(
-                f"dim.{name} is neither {', '.join(list(_KEYS)[:6])} nor a key of the recipe"
+                f"dim.{name} is neither {', '.join(list(_KEYS)[:6])} nor one of "
+                f"{', '.join(_OTHER_KEYS)}"
             )
         found = _RANGE.match(value.replace(" ", "")) if isinstance(value, str) else None
         if found:
+            if key not in _RANGES:
+                raise ConfigError(
+                    f"dim.{name} is a range; only {', '.join(_RANGES)} can be searched: give "
+                    f"dim.{name} as a list"
+                )
             ranges[key] = _range(name, found)
+            _check_values(config, key, ranges[key][1:])
             grid.pop(key, None)
         elif isinstance(value, list) and value:
-            grid[key] = tuple(value)
+            as_is = [float(v) if key in _BOUNDS and type(v) is int else v for v in value]
+            grid[key] = tuple(as_is)
         else:
             raise ConfigError(
                 f"dim.{name} is {value!r}; write a list such as [0.2,0.5], or uniform(0,1) or "
@@ -140,13 +157,6 @@ def plan_sweep(
         raise ConfigError(
             f"dim.{next(iter(ranges))} is a range; a grid needs a list, or search=optuna"
         )
-    if search == "optuna":
-        for key, values in grid.items():
-            if key in _BOUNDS and key not in ranges:
-                ranges[key] = ("uniform", float(min(values)), float(max(values)))
-        grid = {}
-        if not ranges:
-            raise ConfigError("search=optuna needs a range; give one as dim.alpha=uniform(0,1)")
     if search not in ("grid", "optuna"):
         raise ConfigError(f"search is {search!r}; it must be grid or optuna")
     if stopping not in get_args(Stopping):
@@ -155,13 +165,25 @@ def plan_sweep(
         raise ConfigError(f"samples is {samples!r}; it must be a whole number of at least 1")
     for key, values in grid.items():
         _check_values(config, key, values)
+    if search == "optuna":
+        given = {_KEYS.get(name, name) for name in dims}
+        lists = [key for key in grid if key in given or key not in _RANGES]
+        if lists:
+            raise ConfigError(
+                f"search=optuna searches ranges, and {lists[0]} is a list; give it as "
+                f"uniform(a,b), or leave out search=optuna"
+            )
+        ranges |= {key: ("uniform", min(values), max(values)) for key, values in grid.items()}
+        grid = {}
+    if not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
+        raise ConfigError(f"the seeds are {list(seeds)}; they must be whole numbers of at least 0")
     if not seeds:
         raise ConfigError("a sweep needs at least one seed; give --seeds 41,42,43")
     return SweepPlan(
         kind=kind,
         grid=grid,
         ranges=ranges,
-        seeds=tuple(seeds),
+        seeds=tuple(dict.fromkeys(seeds)),
         search=search,
         samples=samples,
         stopping=stopping,
@@ -182,66 +204,100 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
         temperature=config.distil.temperature,
         n_per_class=config.synthesis.n_per_class,
         seed=plan.seeds[0],
+        steps=_steps(session, plan),
     )
     trials = _grid(base, plan)
-    wanted = trials or [base]
     told = f"{plan.search}, " + (f"{len(trials)} trainings" if trials else f"{plan.samples} points")
-    diversity = _prepare(session, plan, wanted, out / "shared", teacher)
+    selections, impossible = _selections(session, trials or [base])
+    diversity = _prepare(session, selections, out / "shared", teacher)
     (out / "trials").mkdir(exist_ok=True)
-    done = read_results(out / "trials")
+    trials = [trial for trial in trials if trial.selection not in impossible]
+    done = _those_of(plan, base, trials, read_results(out / "trials"))
     missing = [trial for trial in trials if trial.name not in done]
     log = SweepLog(session.tracker, plan.kind, out / "mlflow.json")
-    with session.console.stage(f"sweep {plan.kind}: {told}"):
-        counted = [len(trials) - len(missing)]
+    runner = TrialRunner(out / "shared", out / "trials", config, teacher)
+    n_all, counted = len(trials) or plan.samples, [len(done)]
 
-        def follow(result: dict[str, Any]) -> None:
-            counted[0] += bool(result.get("done"))
-            n_all = len(trials) or plan.samples
-            session.console.progress(
-                f"{counted[0]}/{n_all} done  macro-F1 {result['macro_f1']:.3f}"
-            )
-            if result.get("done"):
+    def follow(result: dict[str, Any]) -> None:
+        counted[0] += bool(result.get("done"))
+        told = f"{counted[0]}/{n_all} done  macro-F1 {result['macro_f1']:.3f}"
+        session.console.progress(told)
+        if result.get("done"):
+            with suppress(TrackingError):  # it is recorded at the end, or the end says why not
                 log.record(out / "trials" / f"{result['trial_name']}.json")
 
-        common: dict[str, Any] = {
-            "config": config,
-            "shared": out / "shared",
-            "out": out / "trials",
-            "teacher": teacher,
-            "resources": cluster_resources(),
-            "stopping": plan.stopping,
-            "on_result": follow,
-        }
-        failed: list[tuple[Trial, str]] = []
+    common: dict[str, Any] = {
+        "config": config,
+        "shared": out / "shared",
+        "out": out / "trials",
+        "teacher": teacher,
+        "resources": cluster_resources(),
+        "stopping": plan.stopping,
+        "on_result": follow,
+    }
+    failed: list[tuple[Trial, str]] = []
+    with session.console.stage(f"sweep {plan.kind}: {told}"):
         if missing:
             failed = run_trials(missing, **common)
         elif plan.search == "optuna" and len(done) < plan.samples:
-            known = [
-                (_point(r["trial"], plan), r["best"]["macro_f1"])
-                for r in done.values()
-                if r["best"]
-            ]
             failed = search_trials(
                 base,
                 dict(plan.ranges),
                 samples=plan.samples - len(done),
                 seeds=plan.seeds,
-                known=known,
+                known=[
+                    (_point(r["trial"], plan), r["best"]["macro_f1"])
+                    for r in done.values()
+                    if r["best"]
+                ],
                 **common,
             )
-        runner = TrialRunner(out / "shared", out / "trials", config, teacher)
-        for trial, reason in failed:
-            runner.conclude(trial, None, error=reason)
         shutil.rmtree(out / ".tune", ignore_errors=True)
-    names = {trial.name for trial in trials}
-    results = {
-        name: result
-        for name, result in read_results(out / "trials").items()
-        if name in names or not trials
-    }
+    results = _those_of(plan, base, trials, read_results(out / "trials"))
     for name in results:
         log.record(out / "trials" / f"{name}.json")
+    # processes that died are told of, and tried again by the next command
+    results |= {trial.name: result_of(trial, Progress(), reason) for trial, reason in failed}
+    for trial in _grid(base, plan):
+        if trial.selection in impossible:
+            results[trial.name] = result_of(trial, Progress(), impossible[trial.selection])
     _conclude(session, plan, out, results, diversity, runner, log)
+
+
+def _steps(session: Session, plan: SweepPlan) -> int:
+    """Optimiser steps of every training: the epochs over the most rows that any of them has, so
+    that they differ in what they learn from and not in how long.
+    """
+    config = session.config
+    most = max(plan.grid.get("n_per_class", (config.synthesis.n_per_class,)))
+    real = read_splits(session.directory.require("corpus", f"sweep {plan.kind}"))["seed"].num_rows
+    rows = real + len(config.data.labels) * (most - 2 * round(HELD_OUT * most))
+    train = config.student.train
+    return -(-rows // train.batch_size) * train.epochs
+
+
+def _those_of(
+    plan: SweepPlan, base: Trial, trials: Sequence[Trial], results: dict[str, dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """Results of this sweep's points, whatever else was tried in the directory."""
+    if plan.search == "grid":
+        names = {trial.name for trial in trials}
+        return {name: result for name, result in results.items() if name in names}
+
+    def is_inside(values: dict[str, Any]) -> bool:
+        free = {"seed", "settings", *plan.ranges}
+        fixed = dataclasses.asdict(base)
+        if any(values[k] != v for k, v in fixed.items() if k not in free):
+            return False
+        settings = {key for key in plan.ranges if key not in fixed}
+        point = {**values, **values["settings"]}
+        return (
+            set(values["settings"]) == settings
+            and values["seed"] in plan.seeds
+            and all(low <= point[key] <= high for key, (_, low, high) in plan.ranges.items())
+        )
+
+    return {name: result for name, result in results.items() if is_inside(result["trial"])}
 
 
 def _conclude(
@@ -299,7 +355,7 @@ def _show(session: Session, summary: dict[str, Any], out: Path) -> None:
     rows = [
         [
             ", ".join(f"{d} {point['point'].get(d)}" for d in dims),
-            "failed" if point["mean"] is None else f"{point['mean']:.3f} ± {point['std']:.3f}",
+            _figure(point),
             str(len(point["values"])),
         ]
         for point in ranked
@@ -315,6 +371,12 @@ def _show(session: Session, summary: dict[str, Any], out: Path) -> None:
     console.result(f"student  {out / 'student'}")
 
 
+def _figure(point: dict[str, Any]) -> str:
+    if point["mean"] is None:
+        return "failed"
+    return f"{point['mean']:.3f}" + ("" if point["std"] is None else f" ± {point['std']:.3f}")
+
+
 def _grid(base: Trial, plan: SweepPlan) -> list[Trial]:
     trials = []
     for values in product(*plan.grid.values()) if plan.grid else ():
@@ -324,7 +386,7 @@ def _grid(base: Trial, plan: SweepPlan) -> list[Trial]:
         trials += [
             dataclasses.replace(base, **fields, settings=settings, seed=seed) for seed in plan.seeds
         ]
-    return trials
+    return list({trial.name: trial for trial in trials}.values())
 
 
 def _point(trial: dict[str, Any], plan: SweepPlan) -> dict[str, Any]:
@@ -348,33 +410,52 @@ def _parts(session: Session, teacher: Path) -> dict[str, Any]:
     }
 
 
-def _prepare(
-    session: Session, plan: SweepPlan, trials: Sequence[Trial], shared: Path, teacher: Path
-) -> dict[str, dict[str, float]]:
-    """Write what the trials map; returns the diversity of each selection.
+def _selections(
+    session: Session, trials: Sequence[Trial]
+) -> tuple[dict[str, pa.Table], dict[str, str]]:
+    """Pool rows of each selection that the trials need; and why there are none of some.
 
-    The pool is extended, once, if a trial asks for more accepted rows than it has.
+    The pool is extended, once, if a trial asks for more accepted rows than it has; or filled, if an
+    extension was killed.
     """
     config, directory = session.config, session.directory
-    taus = {t.tau for t in trials} | {
-        r for k, v in plan.ranges.items() if k == "tau" for r in v[1:]
-    }
-    most = max(t.n_per_class for t in trials)
-    selections: dict[str, pa.Table] = {}
     wanted = {(t.arm != UNVERIFIED, t.tau, t.n_per_class) for t in trials if t.n_per_class}
-    wanted |= {(True, tau, most) for tau in taus if most}
-    for attempt in range(2):
-        try:
-            for verified, tau, n in sorted(wanted):
-                name = selection_name(verified, tau, n)
-                selections[name] = _selected(session, verified, tau, n)
+    if not wanted:
+        return {}, {}
+    directory.require("generator", f"generator {config.name}")
+    found: dict[str, pa.Table] = {}
+    short: dict[str, str] = {}
+    if directory.read_stamp("pool") is not None and read_manifest(directory.pool) is None:
+        fill_pool(session)
+    for is_extended in (False, True):
+        short = {}
+        for verified, tau, n in sorted(wanted):
+            name = selection_name(verified, tau, n)
+            try:
+                found[name] = _selected(session, verified, tau, n)
+            except QuotaError as error:
+                short[name] = str(error)
+        if not short or is_extended:
             break
-        except QuotaError:
-            if attempt:
-                raise
-            strictest = config.synthesis.model_copy(update={"tau": max(taus), "n_per_class": most})
-            extended = config.model_copy(update={"synthesis": strictest})
-            fill_pool(dataclasses.replace(session, config=extended))
+        largest = {"tau": max(t for _, t, _ in wanted), "n_per_class": max(n for *_, n in wanted)}
+        synthesis = config.synthesis.model_copy(update=largest)
+        try:
+            fill_pool(
+                dataclasses.replace(
+                    session, config=config.model_copy(update={"synthesis": synthesis})
+                )
+            )
+        except QuotaError as error:
+            session.console.note(f"   {error}")
+            fill_pool(session)  # the pool of before is published again, with what was made
+    return found, short
+
+
+def _prepare(
+    session: Session, selections: dict[str, pa.Table], shared: Path, teacher: Path
+) -> dict[str, dict[str, float]]:
+    """Write what the trials map; returns the diversity of each selection."""
+    config, directory = session.config, session.directory
     real = read_splits(directory.stage("corpus"))
     logits = logits_of(pq.read_table(teacher / "predictions" / "seed.parquet"), schema.LOGITS)
     tokenizer = _tokenizer(config, teacher)
@@ -396,22 +477,17 @@ def _prepare(
     )
     positions = {REAL: np.arange(n_real)}
     diversity: dict[str, dict[str, float]] = {}
-    largest = 0
     for name, chosen in selections.items():
         synthetic = synthetic_rows(chosen, beta=1.0, temperature=config.distil.temperature)
         train = split_synthetic(synthetic, config.seed)[TRAIN]
         positions[name] = np.array([place[c] for c in train[schema.CANDIDATE_ID].to_pylist()])
-        largest = max(largest, len(positions[name]))
         texts = train[schema.TEXT].to_pylist()
         diversity[name] = {
             "distinct_1": distinct_n(texts, 1),
             "distinct_2": distinct_n(texts, 2),
             "soft_label_entropy": mean_entropy(logits_of(train, schema.SOFT_LABELS)),
         }
-    train_config = config.student.train
-    n_rows = n_real + largest
-    steps = -(-n_rows // train_config.batch_size) * train_config.epochs
-    arrays: dict[str, Any] = {"steps": np.array(steps), **positions}
+    arrays: dict[str, Any] = positions
     np.savez(shared / SELECTIONS, **arrays)
     return diversity
 
@@ -440,6 +516,11 @@ def _selected(session: Session, verified: bool, tau: float, n: int) -> pa.Table:
         raise SweepError(
             f"the pool in {directory.path} is not finished; run `sentisynth synthesize "
             f"{config.name}` first"
+        )
+    if manifest["plan"] != fingerprint(plan_parts(session)):
+        raise SweepError(
+            f"the pool in {directory.path} was made under other settings than these; give those of "
+            f"its config.yaml, or choose another directory with --out"
         )
     near = config.synthesis.screens.near_duplicates
     rows, _ = select(
@@ -474,9 +555,18 @@ def _check_values(config: RunConfig, key: str, values: tuple[Any, ...]) -> None:
     for value in values:
         if key == "arm" and value not in (SOFT, HARD, UNVERIFIED):
             raise ConfigError(f"dim.arm is {value!r}; it must be soft, hard or unverified")
-        if key in _BOUNDS and not (isinstance(value, int | float) and low <= value <= high):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in _BOUNDS and not (number and low <= value <= high):
             raise ConfigError(f"dim.{key} has {value!r}; it must lie in [{low:g}, {high:g}]")
         if key == "n_per_class" and not (isinstance(value, int) and value >= 0):
             raise ConfigError(f"dim.size has {value!r}; it must be a whole number of at least 0")
+        start = config.student.model
+        if key == "student.model" and value != start:
+            both = [starts_from_teacher(str(value)), starts_from_teacher(start)]
+            if not all(both):
+                raise ConfigError(
+                    f"dim.student.model has {value!r}; the students of a sweep share the tokens of "
+                    f"{start}: only fresh:SHAPE and teacher:N go together"
+                )
         if key not in _KEYS.values():
             parse_config(with_values(config.model_dump(mode="json"), {key: value}))

@@ -207,11 +207,10 @@ class SweepLog:
                 metrics.append(Metric(_key(f"best.{name}"), float(value), now, 0))
             metrics.append(Metric("seconds", float(result["seconds"]), now, 0))
             parameters = flatten(result["trial"]).items()
-            self._client.log_batch(
-                run.info.run_id,
-                metrics=metrics,
-                params=[Param(_key(name), str(value)) for name, value in parameters],
-            )
+            params = [Param(_key(name), str(value)) for name, value in parameters]
+            self._client.log_batch(run.info.run_id, params=params)
+            for start in range(0, len(metrics), 500):
+                self._client.log_batch(run.info.run_id, metrics=metrics[start : start + 500])
             if result["error"]:
                 self._client.set_tag(run.info.run_id, "error", result["error"])
             self._client.set_terminated(run.info.run_id, "FINISHED")
@@ -247,7 +246,10 @@ class SweepLog:
             return None
         from mlflow.exceptions import MlflowException
 
-        run_id = str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
+        known = json.loads(file.read_text(encoding="utf-8"))
+        run_id = str(known["run_id"])
+        if known.get("experiment") != self._tracker.experiment:
+            return None
         try:
             self._client.update_run(run_id, status="RUNNING")
         except MlflowException:  # of another store
@@ -259,7 +261,8 @@ class SweepLog:
         run = self._client.create_run(
             self._tracker.experiment, tags=tags, run_name=f"sweep {self._kind}"
         )
-        write_json(file, {"run_id": run.info.run_id})
+        known = {"run_id": run.info.run_id, "experiment": self._tracker.experiment}
+        write_json(file, known)
         return str(run.info.run_id)
 
 

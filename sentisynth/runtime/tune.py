@@ -13,10 +13,11 @@ from ray import tune
 from ray.tune.schedulers import AsyncHyperBandScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import ConcurrencyLimiter
 
+from sentisynth import signals
 from sentisynth.config.types import RunConfig
 from sentisynth.errors import SentisynthError
 from sentisynth.runtime.ray_cluster import Resources
-from sentisynth.training.checkpoint import read_progress
+from sentisynth.seeding import derive_seed
 from sentisynth.training.trials import Trial, TrialRunner
 
 METRIC = "macro_f1"
@@ -43,14 +44,14 @@ def run_trials(
     """
     space = {"trial": tune.grid_search([dataclasses.asdict(trial) for trial in trials])}
     tuner = _tuner(
-        _trainable(config, shared, out, teacher),
+        _trainable(config, shared, out, teacher, stopping),
         space,
         resources,
         out,
         on_result,
-        scheduler=_scheduler(stopping, config.student.train.epochs),
+        scheduler=_scheduler(stopping, max(trial.steps for trial in trials)),
     )
-    return _failed(tuner)
+    return _failed(tuner, lambda values: Trial(**values["trial"]))
 
 
 def search_trials(
@@ -82,21 +83,21 @@ def search_trials(
         domains,
         metric=METRIC,
         mode="max",
-        seed=config.seed,
+        seed=derive_seed(config.seed, "search", len(known)) % 2**32,
         points_to_evaluate=[point for point, _ in known] or None,
         evaluated_rewards=[figure for _, figure in known] or None,
     )
     tuner = _tuner(
-        _trainable(config, shared, out, teacher, base=base, seeds=tuple(seeds)),
+        _trainable(config, shared, out, teacher, stopping, base, tuple(seeds)),
         None,
         resources,
         out,
         on_result,
-        scheduler=_scheduler(stopping, config.student.train.epochs),
+        scheduler=_scheduler(stopping, base.steps),
         search=ConcurrencyLimiter(search, max_concurrent=max(2, _at_once(resources))),
         samples=samples,
     )
-    return _failed(tuner)
+    return _failed(tuner, lambda values: _trial_of(values, base, tuple(seeds)))
 
 
 def _trainable(
@@ -104,6 +105,7 @@ def _trainable(
     shared: Path,
     out: Path,
     teacher: Path,
+    stopping: Stopping,
     base: Trial | None = None,
     seeds: tuple[int, ...] = (),
 ) -> type[tune.Trainable]:
@@ -120,19 +122,23 @@ def _trainable(
             self._trial = _trial_of(values, base, seeds)
             self._evaluations = self._runner.train(self._trial)
             self._is_at_work, self._last = True, {METRIC: 0.0, "step": 0}
+            self._highest = 0.0
             return True
 
         def step(self) -> dict[str, Any]:
             try:
                 entry = next(self._evaluations)
-                self._last = entry
-                return {**entry, "trial_name": self._trial.name}
+                self._highest = max(self._highest, entry[METRIC])
+                self._last = {**entry, METRIC: self._highest}  # a student is judged by its best
+                return {**self._last, "trial_name": self._trial.name}
             except StopIteration:
                 self._is_at_work = False
-                self._last = read_progress(self._runner.work(self._trial)).evaluations[-1]
+                self._runner.conclude(self._trial)
+                self._last = dict(self._runner.progress.evaluations[-1])
+                self._last[METRIC] = max(e[METRIC] for e in self._runner.progress.evaluations)
             except SentisynthError as error:  # a row with its reason, not a hole
                 self._is_at_work = False
-                self._runner.conclude(self._trial, None, error=str(error))
+                self._runner.conclude(self._trial, error=str(error))
             return {**self._last, "trial_name": self._trial.name, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -147,9 +153,9 @@ def _trainable(
         def _end_early(self) -> None:
             """A scheduler stopped the trial: what it reached is its result."""
             if getattr(self, "_is_at_work", False):
-                progress = read_progress(self._runner.work(self._trial))
-                if progress.evaluations:
-                    self._runner.conclude(self._trial, progress, stopped=True)
+                self._evaluations.close()
+                if stopping != "none" and self._runner.progress.evaluations:
+                    self._runner.conclude(self._trial, stopped=True)
             self._is_at_work = False
 
     return StudentTrial
@@ -204,7 +210,7 @@ def _tuner(
             search_alg=search,
             num_samples=samples,
             reuse_actors=True,
-            max_concurrent_trials=_at_once(resources),
+            max_concurrent_trials=_at_once(resources) if search is None else None,
         ),
         run_config=tune.RunConfig(
             storage_path=str(storage),
@@ -223,17 +229,28 @@ def _at_once(resources: Resources) -> int:
     return max(1, int(resources.cpus))
 
 
-def _scheduler(stopping: Stopping, epochs: int) -> TrialScheduler | None:
+def _scheduler(stopping: Stopping, steps: int) -> TrialScheduler | None:
+    """Time is counted in optimiser steps, so that a trial that goes on is compared rightly."""
     if stopping == "asha":
-        return AsyncHyperBandScheduler(max_t=max(2, epochs), grace_period=max(1, epochs // 4))
-    return MedianStoppingRule(grace_period=max(1, epochs // 4)) if stopping == "median" else None
+        return AsyncHyperBandScheduler(
+            time_attr="step", max_t=max(2, steps), grace_period=max(1, steps // 4)
+        )
+    if stopping == "median":
+        return MedianStoppingRule(time_attr="step", grace_period=max(1, steps // 4))
+    return None
 
 
-def _failed(tuner: tune.Tuner) -> list[tuple[Trial, str]]:
+def _failed(
+    tuner: tune.Tuner, trial_of: Callable[[dict[str, Any]], Trial]
+) -> list[tuple[Trial, str]]:
     """Trials whose process failed in a way of its own, with the last line of what it said."""
+    # Tune's own answer to Ctrl-C is to end as if all were well
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
+    with signals.kept():
+        results = tuner.fit()
     failed = []
-    for result in tuner.fit():
-        if result.error is not None and result.config and "trial" in result.config:
+    for result in results:
+        if result.error is not None and result.config:
             lines = str(result.error).strip().splitlines() or ["unknown"]
-            failed.append((Trial(**result.config["trial"]), lines[-1][:300]))
+            failed.append((trial_of(result.config), lines[-1][:300]))
     return failed

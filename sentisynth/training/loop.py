@@ -7,7 +7,7 @@ so that a training that was killed and goes on from its checkpoint ends with the
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,7 +91,7 @@ def evaluations(
     *,
     total_steps: int | None = None,
     eval_every: int | None = None,
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """`fit` step by step: train on from `progress`; gives the figures of each evaluation."""
     rank, world_size = world()
     per_epoch = math.ceil(len(task.rows) / config.batch_size)
@@ -133,7 +133,12 @@ def evaluations(
                 commit(work, progress, state, best.take())
             saved = time.monotonic()
         if is_evaluated:
-            yield {**entry, "total_steps": total}
+            try:
+                yield {**entry, "total_steps": total}
+            except GeneratorExit:  # ended from outside: what was reached shall not be lost
+                if not is_due and world_size == 1:
+                    commit(work, progress, engine.state(moments=True), best.take())
+                raise
             clock = time.monotonic()  # what is done with the figures is no training
         if progress.is_finished:
             break

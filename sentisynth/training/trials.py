@@ -6,7 +6,7 @@ tokenised, generated or scored again, whatever α, β, τ, T and n it has.
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sentisynth.data.files import read_json, write_json
 from sentisynth.data.logits import softmax
 from sentisynth.models.classifier import load_classifier
 from sentisynth.seeding import derive_seed, fingerprint
-from sentisynth.training.checkpoint import Progress, read_progress
+from sentisynth.training.checkpoint import Progress, best_weights, read_progress
 from sentisynth.training.jobs import Loaded, finished_classifier
 from sentisynth.training.loop import evaluations, seed_all
 from sentisynth.training.rows import Rows
@@ -39,6 +39,8 @@ class Trial:
     temperature: float
     n_per_class: int
     seed: int
+    steps: int
+    """Optimiser steps of the training."""
     arm: str = SOFT
     """`soft`: the objective; `hard`: the teacher's label alone; `unverified`: the generator's label
     alone, of rows that the teacher was not asked about."""
@@ -78,10 +80,11 @@ class TrialRunner:
         with np.load(shared / SELECTIONS, allow_pickle=False) as selections:
             self._selections = dict(selections)
         self._trials, self._config, self._teacher = trials, config, teacher
-        self._steps = int(self._selections.pop("steps"))
+        self.progress = Progress()
+        """Of the training at work."""
 
-    def train(self, trial: Trial) -> Iterator[dict[str, Any]]:
-        """The figures of each evaluation; then the trial's file is there."""
+    def train(self, trial: Trial) -> Generator[dict[str, Any], None, None]:
+        """The figures of each evaluation; `conclude` then writes what came out."""
         config, seed = self._config_of(trial), derive_seed(trial.seed, "student")
         train = config.student.train
         work = self.work(trial)
@@ -95,16 +98,15 @@ class TrialRunner:
         task = ClassificationTask(
             model, tokenizer, self.rows_of(trial), self._validation, objective=objective
         )
-        progress = read_progress(work)
-        every = train.eval_every or max(1, self._steps // train.epochs)
+        self.progress = read_progress(work)
+        every = train.eval_every or max(1, trial.steps // train.epochs)
         yield from evaluations(
-            task, train, seed, work, progress, total_steps=self._steps, eval_every=every
+            task, train, seed, work, self.progress, total_steps=trial.steps, eval_every=every
         )
-        self.conclude(trial, progress)
 
     def finished(self, trial: Trial) -> Loaded:
-        """The trained student of a trial; trained again if its weights were not kept."""
-        if not read_progress(self.work(trial)).is_finished:
+        """The student of a trial at its best; trained again if its weights were not kept."""
+        if not best_weights(self.work(trial)):
             for _ in self.train(trial):
                 pass
         return finished_classifier(
@@ -113,7 +115,7 @@ class TrialRunner:
             self._validation,
             self.work(trial),
             self._config_of(trial).student.train,
-            self._steps,
+            trial.steps,
         )
 
     def _config_of(self, trial: Trial) -> RunConfig:
@@ -141,26 +143,28 @@ class TrialRunner:
         """Where a trial keeps its checkpoint and its best weights."""
         return self._trials / f"{trial.name}.work"
 
-    def conclude(
-        self, trial: Trial, progress: Progress | None, *, error: str = "", stopped: bool = False
-    ) -> None:
-        """Write what came out, whole or not at all."""
-        figures = dataclasses.asdict(progress or Progress())
-        best = [e for e in figures["evaluations"] if e["step"] == figures["best_step"]]
-        write_json(
-            self._trials / f"{trial.name}.json",
-            {
-                "trial": dataclasses.asdict(trial),
-                "best": best[0] if best else None,
-                "evaluations": figures["evaluations"],
-                "steps": figures["step"],
-                "seconds": figures["seconds"],
-                "stopped": stopped,
-                "error": error,
-            },
-        )
+    def conclude(self, trial: Trial, *, error: str = "", stopped: bool = False) -> None:
+        """Write what came out of the training at work, whole or not at all."""
+        progress = Progress() if error else self.progress
+        write_json(self._trials / f"{trial.name}.json", result_of(trial, progress, error, stopped))
         if error:
             shutil.rmtree(self.work(trial), ignore_errors=True)
+
+
+def result_of(
+    trial: Trial, progress: Progress, error: str = "", stopped: bool = False
+) -> dict[str, Any]:
+    """What a trial's file says."""
+    best = [e for e in progress.evaluations if e["step"] == progress.best_step]
+    return {
+        "trial": dataclasses.asdict(trial),
+        "best": best[0] if best else None,
+        "evaluations": progress.evaluations,
+        "steps": progress.step,
+        "seconds": progress.seconds,
+        "stopped": stopped,
+        "error": error,
+    }
 
 
 def read_results(trials: Path) -> dict[str, dict[str, Any]]:

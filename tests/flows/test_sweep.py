@@ -25,14 +25,17 @@ CHOICES: dict[str, Any] = {"seeds": [1], "search": "grid", "samples": 4, "stoppi
 def swept(
     finished_run: Path, quick_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """A sweep of four trainings on a run whose teacher and generator cannot be loaded any more."""
+    """A sweep of four trainings; loading a teacher or a generator in it raises."""
     out = tmp_path_factory.mktemp("sweep") / "run"
     shutil.copytree(finished_run, out)
-    for name in ("teacher", "generator"):
-        (out / name / "model.safetensors").write_bytes(b"no weights")
     command = ["sweep", "alpha-beta", "quickstart", *quick_overrides, "--out", str(out)]
     command += ["dim.alpha=[0.2,0.9]", "dim.beta=[0.5]", "--seeds", "41,42"]
-    assert main(command) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("load_verifier", "load_sampler"):  # trials import no module that has them
+            module = "classifier" if name == "load_verifier" else "generator"
+            patch.setattr(f"sentisynth.models.{module}.{name}", lambda *_: pytest.fail("loaded"))
+        patch.setattr("sentisynth.flows.sweep.fill_pool", lambda *_: pytest.fail("generated"))
+        assert main(command) == 0
     return out, command
 
 
@@ -95,6 +98,7 @@ def test_a_training_that_fails_is_a_row_with_its_reason(
     command = ["sweep", "arms", "quickstart", *quick_overrides, "--out", str(out)]
     command += ["dim.arm=[soft,unverified]", "dim.student.model=[fresh:bert-tiny,teacher:99]"]
     assert main([*command, "--seeds", "41"]) == 0
+    assert "nothing is known of the spread" in (out / "sweep/arms/summary.json").read_text()
     summary = json.loads((out / "sweep" / "arms" / "summary.json").read_text())
     failed = [p for p in summary["points"] if p["point"]["student.model"] == "teacher:99"]
     assert len(failed) == 2
@@ -131,10 +135,17 @@ def test_a_search_and_a_pool_that_is_extended(
         ("arms", {"arm": ["soft", "loud"]}, {}, "dim.arm is 'loud'"),
         ("size", {"size": [-1]}, {}, "dim.size has -1"),
         ("alpha", {}, {"seeds": []}, "at least one seed"),
+        ("tau", {}, {"search": "optuna"}, "searches ranges, and tau is a list"),
+        ("alpha", {"tau": "uniform(0.5,0.9)"}, {"search": "optuna"}, "only alpha, beta"),
+        ("alpha", {"beta": "uniform(0,2)"}, {"search": "optuna"}, r"dim.beta has 2.0"),
+        ("alpha", {"seed": [1, 2]}, {}, "dim.seed is neither"),
+        ("alpha", {"student.train.workers": [2]}, {}, "dim.student.train.workers is neither"),
+        ("arms", {"student.model": ["gpt2"]}, {}, "only fresh:SHAPE and teacher:N go together"),
+        ("alpha", {}, {"seeds": [-1]}, r"the seeds are \[-1\]"),
         ("alpha", {}, {"search": "random"}, "search is 'random'"),
         ("alpha", {}, {"samples": 0}, "samples is 0"),
         ("alpha", {}, {"stopping": "soon"}, "stopping is 'soon'"),
-        ("alpha", {"student.train.batch_size": [0]}, {}, "student.train.batch_size is 0"),
+        ("alpha", {"student.train.learning_rate": [0]}, {}, "student.train.learning_rate is 0"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_a_sentence(
@@ -154,7 +165,7 @@ def test_a_run_without_a_pool_is_a_sentence(
 
 def result(alpha: float, seed: int, f1: float | None) -> dict[str, Any]:
     trial = Trial(
-        alpha=alpha, beta=0.3, tau=0.9, temperature=2.0, n_per_class=9, seed=seed, settings={}
+        alpha=alpha, beta=0.3, tau=0.9, temperature=2.0, n_per_class=9, seed=seed, steps=8
     )
     values = {k: getattr(trial, k) for k in Trial.__dataclass_fields__}
     best = None if f1 is None else {"macro_f1": f1}
