@@ -124,7 +124,7 @@ def render_sweep(name: str, summary: Mapping[str, Any]) -> str:
         plots=_plots(summary),
         colours=COLOURS,
         test_mean=float(np.mean(tested)),
-        test_std=float(np.std(tested, ddof=1)) if len(tested) > 1 else 0.0,
+        test_std=float(np.std(tested, ddof=1)) if len(tested) > 1 else None,
         short=_short,
     )
 

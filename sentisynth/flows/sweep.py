@@ -30,7 +30,7 @@ from sentisynth.data.manifest import read_manifest, read_receipts
 from sentisynth.data.select import HELD_OUT, TRAIN, select, split_synthetic, synthetic_rows
 from sentisynth.errors import ConfigError, QuotaError, SweepError, TrackingError
 from sentisynth.evaluation.metrics import distinct_n, macro_f1, mean_entropy
-from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, verdict
+from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, told, verdict
 from sentisynth.flows.parts import plan_parts
 from sentisynth.flows.session import Session
 from sentisynth.flows.synthesize import fill_pool
@@ -207,7 +207,7 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
         steps=_steps(session, plan),
     )
     trials = _grid(base, plan)
-    told = f"{plan.search}, " + (f"{len(trials)} trainings" if trials else f"{plan.samples} points")
+    what = f"{plan.search}, " + (f"{len(trials)} trainings" if trials else f"{plan.samples} points")
     selections, impossible = _selections(session, trials or [base])
     diversity = _prepare(session, selections, out / "shared", teacher)
     (out / "trials").mkdir(exist_ok=True)
@@ -220,8 +220,8 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
 
     def follow(result: dict[str, Any]) -> None:
         counted[0] += bool(result.get("done"))
-        told = f"{counted[0]}/{n_all} done  macro-F1 {result['macro_f1']:.3f}"
-        session.console.progress(told)
+        figure = f"macro-F1 {result['macro_f1']:.3f}"
+        session.console.progress(f"{counted[0]}/{n_all} done  {figure}")
         if result.get("done"):
             with suppress(TrackingError):  # it is recorded at the end, or the end says why not
                 log.record(out / "trials" / f"{result['trial_name']}.json")
@@ -236,7 +236,7 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
         "on_result": follow,
     }
     failed: list[tuple[Trial, str]] = []
-    with session.console.stage(f"sweep {plan.kind}: {told}"):
+    with session.console.stage(f"sweep {plan.kind}: {what}"):
         if missing:
             failed = run_trials(missing, **common)
         elif plan.search == "optuna" and len(done) < plan.samples:
@@ -332,7 +332,7 @@ def _conclude(
     for path in (out / "trials").glob("*.work"):
         if path.stem not in best["trials"]:
             shutil.rmtree(path)
-    told = verdict(best, points, dims)
+    sentence = verdict(best, points, dims)
     summary = {
         "kind": plan.kind,
         "dims": dims,
@@ -340,7 +340,7 @@ def _conclude(
         "points": points,
         "best": best,
         "test": tested,
-        "verdict": told,
+        "verdict": sentence,
     }
     write_json(out / "summary.json", summary)
     write_text(out / "results.csv", to_csv(results, dims, diversity))
@@ -354,7 +354,7 @@ def _show(session: Session, summary: dict[str, Any], out: Path) -> None:
     ranked = sorted(summary["points"], key=lambda p: -(p["mean"] or 0.0))[:12]
     rows = [
         [
-            ", ".join(f"{d} {point['point'].get(d)}" for d in dims),
+            told(point["point"], dims),
             _figure(point),
             str(len(point["values"])),
         ]
@@ -363,10 +363,10 @@ def _show(session: Session, summary: dict[str, Any], out: Path) -> None:
     console = session.console
     console.table("macro-F1 on validation rows, mean ± deviation", ["setting", "F1", "seeds"], rows)
     tested = [entry["test_macro_f1"] for entry in summary["test"]]
-    spread = np.std(tested, ddof=1) if len(tested) > 1 else 0.0
+    spread = f" ± {np.std(tested, ddof=1):.3f}" if len(tested) > 1 else ""
     console.result("")
     console.result(summary["verdict"])
-    console.result(f"On the test rows the best setting has {np.mean(tested):.3f} ± {spread:.3f}.")
+    console.result(f"On the test rows the best setting has {np.mean(tested):.3f}{spread}.")
     console.result(f"report   {out / 'report.html'}")
     console.result(f"student  {out / 'student'}")
 
