@@ -158,16 +158,19 @@ def show(results: dict[str, list[dict[str, Any]]]) -> None:
 
 def write_samples(path: Path, results: dict[str, list[dict[str, Any]]], seed: int) -> None:
     """The first texts of each class that passed the screens, of one seed, side by side."""
-    lines = [f"# Samples, seed {seed}\n"]
+    lines = [f"# Samples, seed {seed}"]
     for i in range(len(next(iter(results.values()))[0]["texts"])):
-        lines += [
-            f"\n## class {i}\n",
-            "| " + " | ".join(results) + " |",
+        head = [
+            "",
+            f"## class {i}",
+            "",
+            f"| {' | '.join(results)} |",
             "| --- " * len(results) + "|",
         ]
         columns = [entries[0]["texts"][i] for entries in results.values()]
-        lines += ["| " + " | ".join(row) + " |" for row in zip(*columns, strict=False)]
-    path.write_text("\n".join(line.replace("\n", " ") for line in lines) + "\n", encoding="utf-8")
+        rows = zip(*columns, strict=False)
+        lines += head + [f"| {' | '.join(t.replace('|', '/') for t in row)} |" for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
