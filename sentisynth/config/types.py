@@ -59,10 +59,10 @@ class DataConfig(Config):
 class TrainConfig(Config):
     engine: Literal["auto", "torch", "deepspeed"] = "auto"
     """What makes optimiser steps: torch (DDP with several workers) or DeepSpeed. auto: DeepSpeed
-    with several workers, torch with one."""
+    with several workers or where one of the three keys below is given, else torch."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """What DeepSpeed shares out among the workers: 0 nothing, 1 the optimiser's state, 2 gradients
-    too, 3 weights too. Null: what `deepspeed` says, else 0, the fastest where the model fits."""
+    too, 3 weights too. Null: what `deepspeed` says, else 0, the fastest (2 with offload)."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What DeepSpeed keeps in the CPU's memory: the optimiser's state, or (stage 3) weights too."""
     deepspeed: dict[str, Any] | None = None
@@ -113,6 +113,11 @@ class TrainConfig(Config):
             raise ValueError(
                 f"{wants[0]} is for DeepSpeed, and engine is torch; set train.engine=deepspeed, or "
                 f"leave {wants[0]} out"
+            )
+        if self.offload == "optimizer" and self.zero_stage == 0:
+            raise ValueError(
+                "offload=optimizer with zero_stage=0 offloads nothing; leave zero_stage out, or "
+                "set it to 1, 2 or 3"
             )
         if self.offload == "parameters" and self.zero_stage != 3:
             raise ValueError(

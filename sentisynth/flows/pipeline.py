@@ -23,8 +23,8 @@ from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, write_config
 from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
-from sentisynth.models.classifier import FRESH, check_fresh, starts_from_teacher
-from sentisynth.models.loading import check_length, resolve_model
+from sentisynth.models.classifier import FRESH, check_fresh, first_layers, starts_from_teacher
+from sentisynth.models.loading import check_length, resolve_config, resolve_model
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.tracking import StageLog, Tracker
 from sentisynth.training.jobs import ARMS
@@ -107,7 +107,11 @@ def opened(
         start = getattr(config, section)
         if section == "student" and start.model.startswith(FRESH):
             check_fresh(start.model, start.max_length)
-        elif section != "student" or not starts_from_teacher(start.model):
+        elif section == "student" and starts_from_teacher(start.model):
+            teacher = config.teacher.model
+            first_layers(start.model, resolve_config(teacher))
+            check_length(resolve_model(teacher), start.max_length, "student.max_length")
+        else:
             check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
     if is_remote(out):
         probe(out)

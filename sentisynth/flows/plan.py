@@ -6,6 +6,7 @@ from sentisynth.flows.console import Console
 from sentisynth.models.classifier import (
     FRESH,
     check_fresh,
+    first_layers,
     fresh_config,
     starts_from_teacher,
 )
@@ -93,7 +94,7 @@ def _shapes(config: RunConfig) -> dict[str, Shape]:
         start = fresh_config(student, teacher.vocab_size)
     elif starts_from_teacher(student):
         start = resolve_config(config.teacher.model)
-        start.num_hidden_layers = int(student.partition(":")[2])
+        start.num_hidden_layers = first_layers(student, start)
     else:
         start = resolve_config(student)
     return {

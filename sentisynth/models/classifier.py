@@ -52,7 +52,9 @@ def load_classifier(
     if reference.startswith(FIRST_LAYERS):
         assert teacher is not None
         path = teacher
-        names["num_hidden_layers"] = _first_layers(reference, teacher)
+        names["num_hidden_layers"] = first_layers(
+            reference, AutoConfig.from_pretrained(teacher, local_files_only=True)
+        )
     else:
         path = resolve_model(reference)
     tokenizer = load_tokenizer(path)
@@ -79,9 +81,10 @@ def starts_from_teacher(reference: str) -> bool:
     return reference.startswith((FRESH, FIRST_LAYERS))
 
 
-def _first_layers(reference: str, teacher: Path) -> int:
+def first_layers(reference: str, teacher: Any) -> int:
+    """N of `teacher:N`. Raises ModelError unless the teacher's configuration has as many layers."""
     text = reference.removeprefix(FIRST_LAYERS)
-    layers = AutoConfig.from_pretrained(teacher, local_files_only=True).num_hidden_layers
+    layers = teacher.num_hidden_layers
     if not text.isdecimal() or not 1 <= int(text) <= layers:
         raise ModelError(
             f"student.model is {reference!r}; write teacher:N with N from 1 to the teacher's "

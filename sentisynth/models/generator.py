@@ -39,9 +39,10 @@ def load_generator(
     before = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > before:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        rows = model.get_input_embeddings().weight
+        tables = {model.get_input_embeddings(), model.get_output_embeddings()} - {None}
         with torch.no_grad():
-            rows[before:] = rows[:before].mean(dim=0)
+            for rows in {id(t.weight): t.weight for t in tables}.values():
+                rows[before:] = rows[:before].mean(dim=0)
     return model, tokenizer
 
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from sentisynth.errors import ModelError
 
 _PACKAGE = resources.files("sentisynth") / "resources"
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 _HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "tokenizer*"]
 
 
@@ -154,5 +155,7 @@ def check_length(path: Path, max_length: int, key: str) -> None:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{path} has a config.json that does not load: {reason}") from None
     most = getattr(config, "max_position_embeddings", None) or max_length
+    if config.model_type in _OFFSET_POSITIONS:  # positions are counted from the pad token's id on
+        most -= (config.pad_token_id or 0) + 1
     if max_length > most:
         raise ModelError(f"{key} is {max_length}; the model in {path} takes {most} tokens at most")

@@ -56,6 +56,8 @@ def used_vocabulary(
     table = model.get_input_embeddings()
     if type(table) is not nn.Embedding or table.sparse or table.max_norm is not None:
         return None
+    if table.padding_idx not in (None, tokenizer.pad_token_id):
+        return None
     owners = [m for m in model.modules() for p in m.parameters(recurse=False) if p is table.weight]
     if len(owners) != 1 or not table.weight.requires_grad:
         return None

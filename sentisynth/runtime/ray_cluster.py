@@ -204,10 +204,24 @@ def place_training(config: TrainConfig, resources: Resources) -> dict[str, float
             f"{config.workers} training workers need a CPU each, the cluster has "
             f"{resources.cpus:g}; lower train.workers"
         )
+    if _slots(resources, 1, own_gpus) < config.workers:
+        raise PlacementError(
+            f"{config.workers} workers of a CPU and {own_gpus:g} GPUs each do not fit on "
+            f"the nodes, which hold {_slots(resources, 1, own_gpus)}; lower train.workers or "
+            f"train.gpus_per_worker"
+        )
     own_cpus = 1
-    while sum(cpus // (own_cpus + 1) for cpus in resources.node_cpus) >= config.workers:
+    while _slots(resources, own_cpus + 1, own_gpus) >= config.workers:
         own_cpus += 1
     return {
         "CPU": min(own_cpus, _MOST_CPUS_BESIDE_A_GPU) if own_gpus else own_cpus,
         "GPU": own_gpus,
     }
+
+
+def _slots(resources: Resources, cpus: float, gpus: float) -> int:
+    """How many processes with these fit on the nodes."""
+    return sum(
+        int(min(own_cpus // cpus, (own_gpus + 1e-9) // gpus if gpus else own_cpus))
+        for own_cpus, own_gpus in zip(resources.node_cpus, resources.node_gpus, strict=True)
+    )

@@ -14,16 +14,19 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentisynth import signals
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import SentisynthError, TrainingError
+from sentisynth.models.devices import memory_guarded
 from sentisynth.runtime.actors import Reports
 from sentisynth.runtime.ray_cluster import cluster_resources, place_training
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.loop import Report
 
 _POLL_S = 0.5
+_LESS_MEMORY = "lower train.micro_batch_size, or set train.gradient_checkpointing=true"
 _PEER_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -44,12 +47,15 @@ def run_training(
     """
     placed = place_training(config, cluster_resources())
     storage = work / "ray"
-    reports = ray.remote(Reports).options(num_cpus=0).remote()
+    # beside the driver: a worker's node that is lost does not take it along
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    reports = ray.remote(Reports).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def worker() -> None:
         torch.set_num_threads(int(placed["CPU"]))
         first = ray.train.get_context().get_world_rank() == 0
-        job(lambda entry: ray.get(reports.add.remote(entry)) if first else None)
+        with memory_guarded("training", _LESS_MEMORY):
+            job(lambda entry: ray.get(reports.add.remote(entry)) if first else None)
 
     def attempt() -> TrainingFailedError | None:
         trainer = TorchTrainer(

@@ -39,8 +39,8 @@ class Progress:
     """Evaluations since the best one."""
     seconds: float = 0.0
     is_finished: bool = False
-    scale: dict[str, float] = field(default_factory=dict)
-    """Of fp16's gradients."""
+    scale: dict[str, Any] = field(default_factory=dict)
+    """Of fp16's gradients, and AdamW's count of steps."""
 
 
 def read_progress(work: Path) -> Progress:
@@ -119,7 +119,10 @@ def _state(step: int) -> str:
 
 def _write(path: Path, state: State) -> None:
     with aside(path) as temporary:
-        save_file(state, temporary)
+        try:
+            save_file(state, temporary)
+        except SafetensorError as error:  # its own class, for a full disk too
+            raise OSError(str(error)) from None
 
 
 def _read(path: Path, work: Path) -> State:

@@ -13,13 +13,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 from transformers import PreTrainedModel
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import ConfigError
 from sentisynth.models.devices import autocast_dtype, best_device
-from sentisynth.training.engine import DEFAULT_ZERO_STAGE, MOMENTS, State, make_optimizer, trained
+from sentisynth.training.engine import (
+    ADAM_STEPS,
+    MOMENTS,
+    State,
+    adam_steps,
+    default_stage,
+    make_optimizer,
+    trained,
+)
 
 _SHM_OPERATOR = "deepspeed_shm_comm"  # compiled at the first use on a CPU; gloo does the same
 
@@ -44,17 +53,34 @@ class DeepSpeedEngine:
             self._stage = settings["zero_optimization"]["stage"]
             self.is_partitioned = self._stage == 3
             self._rank, self._world, self._model = rank, world, model
-            self._engine, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=make_optimizer(model, config),
-                config=settings,
-                dist_init_required=False,
-            )
+            if not dist.is_initialized():  # one process of its own
+                backend = "nccl" if self.device.type == "cuda" else "gloo"
+                store = torch._C._distributed_c10d.HashStore()
+                dist.init_process_group(backend, store=store, rank=0, world_size=1)
+            try:
+                self._engine, *_ = deepspeed.initialize(
+                    model=model,
+                    optimizer=make_optimizer(model, config),
+                    config=settings,
+                    dist_init_required=False,
+                )
+            except (ValueError, TypeError, AssertionError, NotImplementedError) as error:
+                reason = " ".join(str(error).split())[:300]
+                raise ConfigError(f"DeepSpeed refuses train.deepspeed: {reason}") from None
         self.forward: nn.Module = self._engine
         self._optimizer = self._engine.optimizer
+        # stage 0 in 16 bits: whole masters in fp32 beside the weights
+        pairs = zip(
+            getattr(self._optimizer, "fp16_groups", ()),
+            getattr(self._optimizer, "fp32_groups", ()),
+            strict=False,
+        )
+        self._masters = {id(p): m for ps, ms in pairs for p, m in zip(ps, ms, strict=True)}
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
+    def begin(self, *, is_last: bool) -> None:
         self._engine.set_gradient_accumulation_boundary(is_last)
+
+    def backward(self, loss: torch.Tensor) -> None:
         # DeepSpeed takes the mean over workers
         self._engine.backward(loss * self._world, scale_wrt_gas=False)
 
@@ -74,26 +100,33 @@ class DeepSpeedEngine:
                     found[f"{key}.{name}"] = whole.detach().to("cpu", torch.float32, copy=True)
         return found
 
-    def scale(self) -> dict[str, float]:
-        scaler = getattr(self._optimizer, "loss_scaler", None)
-        return {} if scaler is None else {"scale": float(scaler.cur_scale)}
+    def scale(self) -> dict[str, Any]:
+        scaler, steps = self._scaler(), adam_steps(self._inner)
+        return {ADAM_STEPS: steps} | ({} if scaler is None else {"scale": float(scaler.cur_scale)})
 
-    def load(self, state: State, steps: int, scale: dict[str, float]) -> None:
-        self._make_moments(steps)
+    def load(self, state: State, scale: dict[str, Any]) -> None:
+        self._make_moments(scale.get(ADAM_STEPS, 0))
         for name, p in trained(self._model):
             for key in ("weights", *MOMENTS):
                 if f"{key}.{name}" in state:
                     self._put(p, key, state[f"{key}.{name}"].to(self.device))
-        if scale.get("scale") and getattr(self._optimizer, "loss_scaler", None) is not None:
-            self._optimizer.loss_scaler.cur_scale = scale["scale"]
+        scaler = self._scaler()
+        if scaler is not None and "scale" in scale:
+            scaler.cur_scale = scale["scale"]
+
+    def _scaler(self) -> Any:
+        """What holds fp16's loss scale, if anything does."""
+        found = getattr(self._optimizer, "loss_scaler", None)
+        return found or getattr(self._optimizer, "loss_scale_config", None)
 
     def _is_plain(self, p: nn.Parameter) -> bool:
-        """Whether the parameter is whole and in fp32 on every worker: stage 0 in fp32."""
+        """Whether the parameter, or its master, is whole on every worker: stage 0."""
         return not hasattr(p, "ds_id") and not hasattr(p, "_hp_mapping")
 
     def _whole(self, p: nn.Parameter, key: str) -> torch.Tensor | None:
         if self._is_plain(p):
-            return p if key == "weights" else self._optimizer.state.get(p, {}).get(key)
+            master = self._masters.get(id(p), p)
+            return master if key == "weights" else self._inner.state.get(master, {}).get(key)
         if key == "weights":
             return self._utils.safe_get_full_fp32_param(p)
         if not any(self._inner.state.values()):  # before the first step
@@ -102,8 +135,11 @@ class DeepSpeedEngine:
 
     def _put(self, p: nn.Parameter, key: str, value: torch.Tensor) -> None:
         if self._is_plain(p):
+            master = self._masters.get(id(p), p)
             with torch.no_grad():
-                (p if key == "weights" else self._optimizer.state[p][key]).copy_(value)
+                (master if key == "weights" else self._inner.state[master][key]).copy_(value)
+                if key == "weights":
+                    p.copy_(value)
         elif self.is_partitioned:
             self._put_partition(p, key, value)
         elif key != "weights":
@@ -159,6 +195,7 @@ def deepspeed_settings(config: TrainConfig, device: torch.device, world: int) ->
         raise ConfigError("DeepSpeed has no fp16 on a CPU; set train.precision=fp32 or bf16")
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": -(-rows // parts),
+        "train_batch_size": -(-rows // parts) * parts * world,
         "gradient_accumulation_steps": parts,
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": dtype == torch.bfloat16},
@@ -176,9 +213,11 @@ def deepspeed_settings(config: TrainConfig, device: torch.device, world: int) ->
             )
     _agree(settings, ours, "train.deepspeed")
     zero = settings["zero_optimization"]
+    if zero.get("stage") == "auto":
+        del zero["stage"]
     if config.zero_stage is not None:
         _agree(zero, {"stage": config.zero_stage}, "train.deepspeed.zero_optimization")
-    zero.setdefault("stage", DEFAULT_ZERO_STAGE)
+    zero.setdefault("stage", default_stage(config))
     if config.offload != "none":
         device_of = {"device": "cpu", "pin_memory": device.type == "cuda"}
         zero.setdefault("offload_optimizer", device_of)

@@ -16,6 +16,7 @@ from sentisynth.config.types import TrainConfig
 from sentisynth.models.devices import autocast_dtype, best_device
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ADAM_STEPS = "adam_steps"
 DEFAULT_ZERO_STAGE = 0  # as fast as DDP; the others save memory and cost time
 State = dict[str, torch.Tensor]
 """`weights.NAME`, `exp_avg.NAME` and `exp_avg_sq.NAME` of each trained parameter, whole, in fp32
@@ -32,8 +33,14 @@ class Engine(Protocol):
     is_partitioned: bool
     """Whether a forward pass needs all workers, since each holds a part of the weights."""
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        """Add a loss's gradients, summed over the workers; the last of a step sends them."""
+    def begin(self, *, is_last: bool) -> None:
+        """Say, before a forward pass, whether its gradients are the last of a step: then all of
+        the step's are summed over the workers.
+        """
+        ...
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add a loss's gradients."""
         ...
 
     def step(self, rate: float) -> None:
@@ -44,20 +51,26 @@ class Engine(Protocol):
         """The trained weights, and the moments if asked for; empty but on the first worker."""
         ...
 
-    def scale(self) -> dict[str, float]:
-        """The loss scale of fp16."""
+    def scale(self) -> dict[str, Any]:
+        """The loss scale of fp16, and AdamW's own count of steps: fp16 skips some."""
         ...
 
-    def load(self, state: State, steps: int, scale: dict[str, float]) -> None:
-        """Go on from `state` after `steps` optimiser steps."""
+    def load(self, state: State, scale: dict[str, Any]) -> None:
+        """Go on from `state` and `scale`."""
         ...
 
 
 def chosen_engine(config: TrainConfig) -> Literal["torch", "deepspeed"]:
-    """`auto` is DeepSpeed where there are several workers, torch for one."""
+    """`auto` is DeepSpeed where there are several workers or settings for it, else torch."""
     if config.engine != "auto":
         return config.engine
-    return "deepspeed" if config.workers > 1 else "torch"
+    asked = config.zero_stage is not None or config.deepspeed or config.offload != "none"
+    return "deepspeed" if config.workers > 1 or asked else "torch"
+
+
+def default_stage(config: TrainConfig) -> int:
+    """DeepSpeed's stage where nothing says it: 0 is the fastest, and offloads nothing."""
+    return DEFAULT_ZERO_STAGE if config.offload == "none" else 2
 
 
 def make_engine(model: PreTrainedModel, config: TrainConfig, rank: int, world: int) -> Engine:
@@ -103,11 +116,12 @@ class TorchEngine:
         self._optimizer = make_optimizer(model, config)
         self._parameters = [p for _, p in trained(model)]
 
-    def backward(self, loss: torch.Tensor, *, is_last: bool) -> None:
-        loss = self._scaler.scale(loss * self._world)  # DDP takes the mean over workers
+    def begin(self, *, is_last: bool) -> None:
         if isinstance(self.forward, DistributedDataParallel):
             self.forward.require_backward_grad_sync = is_last
-        loss.backward()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self._scaler.scale(loss * self._world).backward()  # DDP takes the mean over workers
 
     def step(self, rate: float) -> None:
         for group in self._optimizer.param_groups:
@@ -127,10 +141,12 @@ class TorchEngine:
             found |= {f"{m}.{name}": _whole(kept[m]) for m in MOMENTS if m in kept}
         return found
 
-    def scale(self) -> dict[str, float]:
-        return {k: float(v) for k, v in self._scaler.state_dict().items()}
+    def scale(self) -> dict[str, Any]:
+        return {**self._scaler.state_dict(), ADAM_STEPS: adam_steps(self._optimizer)}
 
-    def load(self, state: State, steps: int, scale: dict[str, float]) -> None:
+    def load(self, state: State, scale: dict[str, Any]) -> None:
+        scale = dict(scale)
+        steps = scale.pop(ADAM_STEPS, 0)
         with torch.no_grad():
             for name, p in trained(self._model):
                 p.copy_(state[f"weights.{name}"])
@@ -140,6 +156,11 @@ class TorchEngine:
                     self._optimizer.state[p] = {"step": step, **kept}
         if scale:
             self._scaler.load_state_dict(scale)
+
+
+def adam_steps(optimizer: torch.optim.Optimizer) -> int:
+    """Steps that AdamW has taken."""
+    return max((int(kept["step"]) for kept in optimizer.state.values() if kept), default=0)
 
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -101,6 +101,9 @@ def evaluations(
     if progress.is_finished:
         return
     if config.gradient_checkpointing:
+        if not task.model.supports_gradient_checkpointing:
+            kind = type(task.model).__name__
+            raise ModelError(f"{kind} has no gradient checkpointing; leave it out of train")
         task.model.gradient_checkpointing_enable({"use_reentrant": False})
     rate = _rate(config, total)
     engine = _started(task, config, progress, work, rank, world_size)
@@ -161,7 +164,7 @@ def _started(
     state = read_state(work, progress.step)
     check_state(task.model, state, work)
     engine = make_engine(task.model, config, rank, world_size)
-    engine.load(state, progress.step, progress.scale)
+    engine.load(state, progress.scale)
     return engine
 
 
@@ -175,11 +178,12 @@ def _take_step(
     engine.forward.train()
     total = torch.zeros((), device=engine.device)
     for i, rows in enumerate(shares):
+        engine.begin(is_last=i == len(shares) - 1)
         with torch.autocast(
             engine.device.type, dtype=engine.autocast, enabled=engine.autocast is not None
         ):
             loss = task.loss(engine.forward, rows) / max(weight, _LEAST_WEIGHT)
-        engine.backward(loss, is_last=i == len(shares) - 1)
+        engine.backward(loss)
         total += loss.detach()
     engine.step(rate)
     return total

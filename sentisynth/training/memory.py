@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.models.generator import blocks
-from sentisynth.training.engine import DEFAULT_ZERO_STAGE, chosen_engine
+from sentisynth.training.engine import chosen_engine, default_stage
 from sentisynth.training.loop import forward_passes
 
 _ACTIVATION_BYTES = 34  # a token, hidden unit and layer, in 16 bits
@@ -34,6 +34,7 @@ class Shape:
     layers: int
     hidden: int
     vocabulary: int
+    is_lora: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ def shape_of(
         layers=len(sizes),
         hidden=text.hidden_size,
         vocabulary=text.vocab_size if head == "generator" else 0,
+        is_lora=lora_rank > 0,
     )
 
 
@@ -91,9 +93,13 @@ def footprint(shape: Shape, train: TrainConfig, max_length: int, *, half: bool) 
     rows = -(-rows // forward_passes(train, workers))
     activations = _activations(shape, rows * max_length, train.gradient_checkpointing, half)
     if chosen_engine(train) == "torch":
-        copies = 2 * n if half else 0  # autocast keeps the weights in 16 bits during a pass
+        frozen = n - min(t, n)
+        # autocast keeps trained weights in 16 bits beside fp32; LoRA's frozen ones are loaded in 16
+        weights = 4 * n + (2 * t if half else 0)
+        if half and shape.is_lora:
+            weights = 2 * frozen + 6 * t
         return Footprint(
-            weights=4 * n + copies,
+            weights=weights,
             gradients=4 * t,
             optimizer=8 * t,
             activations=activations,
@@ -101,8 +107,9 @@ def footprint(shape: Shape, train: TrainConfig, max_length: int, *, half: bool) 
         )
     stage = train.zero_stage
     if stage is None:
-        given = (train.deepspeed or {}).get("zero_optimization", {}).get("stage", "auto")
-        stage = DEFAULT_ZERO_STAGE if given == "auto" else int(given)
+        zero = (train.deepspeed or {}).get("zero_optimization")
+        given = zero.get("stage") if isinstance(zero, dict) else None
+        stage = given if isinstance(given, int) else default_stage(train)
     size = 2 if half else 4
     master = 12 if half else 8
     weights = size * n if stage < 3 else size * (n // workers + 2 * shape.largest_block)

@@ -26,6 +26,13 @@ from sentisynth.training.tasks import ClassificationTask
 
 ROWS, VALIDATION, SELECTIONS = "rows.arrow", "validation.arrow", "selections.npz"
 REAL = "real"
+_ALONE = {  # a trial is a process of its own
+    "student.train.engine": "torch",
+    "student.train.workers": 1,
+    "student.train.zero_stage": None,
+    "student.train.deepspeed": None,
+    "student.train.offload": "none",
+}
 SOFT, HARD, UNVERIFIED = "soft", "hard", "unverified"
 
 
@@ -119,7 +126,8 @@ class TrialRunner:
         )
 
     def _config_of(self, trial: Trial) -> RunConfig:
-        return parse_config(with_values(self._config.model_dump(mode="json"), trial.settings))
+        values = with_values(self._config.model_dump(mode="json"), {**trial.settings, **_ALONE})
+        return parse_config(values)
 
     def _load(self, trial: Trial) -> Loaded:
         config = self._config_of(trial)
