@@ -227,7 +227,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from sentisynth.data.storage import location
     from sentisynth.flows.console import Console
     from sentisynth.flows.pipeline import opened
-    from sentisynth.flows.sweep import plan_sweep, run_sweep
+    from sentisynth.flows.sweep import run_sweep
+    from sentisynth.flows.sweep_plan import plan_sweep
 
     chosen = dict(_SWEEP_OPTIONS)
     chosen |= {o.partition("=")[0]: parse_value(o.partition("=")[2]) for o in options}

@@ -126,14 +126,19 @@ def test_a_text_file_with_a_wrong_kind_of_name(
 def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["quickstart", "rotten_tomatoes", "sst2"]
+    assert [line.split()[0] for line in lines] == [
+        "quickstart",
+        "rotten_tomatoes",
+        "rotten_tomatoes_large",
+        "sst2",
+    ]
 
 
 @pytest.mark.parametrize("script", [p.stem for p in JOBS.glob("[!b]*.py")])
 def test_jobs_are_the_same_commands(script: str, tmp_path: Path) -> None:
-    job = JOBS / f"{script}.py"
+    job, kind = JOBS / f"{script}.py", ["alpha"] if script == "sweep" else []
     done = subprocess.run(
-        [sys.executable, str(job), "quickstart", "synthesis.taw=1"],
+        [sys.executable, str(job), *kind, "quickstart", "synthesis.taw=1"],
         capture_output=True,
         text=True,
         check=False,

@@ -7,7 +7,7 @@ from sentisynth.config.load import known_keys, load_config, read_run_config, rec
 from sentisynth.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", ["quickstart", "rotten_tomatoes", "sst2"])
+@pytest.mark.parametrize("name", ["quickstart", "rotten_tomatoes", "rotten_tomatoes_large", "sst2"])
 def test_built_in_recipes_load_and_say_what_they_are(name: str) -> None:
     assert name in recipe_names()
     assert load_config(name).description

@@ -15,7 +15,7 @@ from sentisynth.cli import main
 from sentisynth.config.load import load_config
 from sentisynth.errors import ConfigError
 from sentisynth.evaluation.sweeps import points_of, verdict
-from sentisynth.flows.sweep import plan_sweep
+from sentisynth.flows.sweep_plan import plan_sweep
 from sentisynth.training.trials import Trial
 
 CHOICES: dict[str, Any] = {"seeds": [1], "search": "grid", "samples": 4, "stopping": "none"}
@@ -34,7 +34,7 @@ def swept(
         for name in ("load_verifier", "load_sampler"):  # trials import no module that has them
             module = "classifier" if name == "load_verifier" else "generator"
             patch.setattr(f"sentisynth.models.{module}.{name}", lambda *_: pytest.fail("loaded"))
-        patch.setattr("sentisynth.flows.sweep.fill_pool", lambda *_: pytest.fail("generated"))
+        patch.setattr("sentisynth.flows.sweep_rows.fill_pool", lambda *_: pytest.fail("generated"))
         assert main(command) == 0
     return out, command
 
