@@ -100,11 +100,6 @@ def evaluations(
     parts = forward_passes(config, world_size)
     if progress.is_finished:
         return
-    if config.gradient_checkpointing:
-        if not task.model.supports_gradient_checkpointing:
-            kind = type(task.model).__name__
-            raise ModelError(f"{kind} has no gradient checkpointing; leave it out of train")
-        task.model.gradient_checkpointing_enable({"use_reentrant": False})
     rate = _rate(config, total)
     engine = _started(task, config, progress, work, rank, world_size)
     best = _Best(config.metric or task.metric, progress)
@@ -130,17 +125,14 @@ def evaluations(
             waited = time.monotonic() - saved > _CHECKPOINT_S and config.checkpoint_every is None
             is_due = is_due or progress.is_finished or _agreed(waited, engine.device)
         if is_due:
-            state = None if progress.is_finished else engine.state(moments=True)
-            progress.scale = engine.scale()
-            if rank == 0:
-                commit(work, progress, state, best.take())
+            _save(work, progress, engine, best, rank)
             saved = time.monotonic()
         if is_evaluated:
             try:
                 yield {**entry, "total_steps": total}
             except GeneratorExit:  # ended from outside: what was reached shall not be lost
                 if not is_due and world_size == 1:
-                    commit(work, progress, engine.state(moments=True), best.take())
+                    _save(work, progress, engine, best, rank)
                 raise
             clock = time.monotonic()  # what is done with the figures is no training
         if progress.is_finished:
@@ -159,6 +151,11 @@ def _started(
     task: Task, config: TrainConfig, progress: Progress, work: Path, rank: int, world_size: int
 ) -> Engine:
     """The engine around the model, at the step where the progress stands."""
+    if config.gradient_checkpointing:
+        if not task.model.supports_gradient_checkpointing:
+            kind = type(task.model).__name__
+            raise ModelError(f"{kind} has no gradient checkpointing; leave it out of train")
+        task.model.gradient_checkpointing_enable({"use_reentrant": False})
     if not progress.step:
         return make_engine(task.model, config, rank, world_size)
     state = read_state(work, progress.step)
@@ -235,6 +232,14 @@ class _Best:
         """What has not been written yet."""
         weights, self._weights = self._weights, None
         return weights
+
+
+def _save(work: Path, progress: Progress, engine: Engine, best: _Best, rank: int) -> None:
+    """Write a checkpoint; of a finished training, the best weights alone."""
+    state = None if progress.is_finished else engine.state(moments=True)
+    progress.scale = engine.scale()
+    if rank == 0:
+        commit(work, progress, state, best.take())
 
 
 def _summed(losses: list[torch.Tensor], device: torch.device) -> torch.Tensor:

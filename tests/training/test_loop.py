@@ -12,7 +12,7 @@ from sentisynth.errors import ModelError
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.vocabulary import embedding_name
 from sentisynth.training.checkpoint import best_weights, put_weights, read_progress
-from sentisynth.training.loop import decay_until, endless_batches, fit
+from sentisynth.training.loop import decay_until, endless_batches, evaluations, fit
 from sentisynth.training.rows import Rows
 from sentisynth.training.tasks import (
     ClassificationTask,
@@ -167,6 +167,23 @@ def test_a_training_goes_on_from_its_checkpoint_to_the_same_weights(
     assert (tmp_path / "a" / files[0][0]).read_bytes() == (
         tmp_path / "b" / files[0][0]
     ).read_bytes()
+
+
+def test_a_training_that_is_ended_from_outside_goes_on_from_there(
+    tiny_bert: Path, tmp_path: Path
+) -> None:
+    config = TrainConfig(epochs=4, batch_size=8)
+    learned = task(tiny_bert)
+    undisturbed = fit(learned, config, 3, print, tmp_path / "a")
+    work = tmp_path / "b"
+    found = evaluations(task(tiny_bert), config, 3, work, read_progress(work))
+    for _ in range(2):
+        next(found)
+    found.close()
+    assert read_progress(work).step == 16 and best_weights(work)
+    again = task(tiny_bert)
+    assert fit(again, config, 3, print, work).evaluations == undisturbed.evaluations
+    assert torch.equal(whole(learned.model), whole(again.model))
 
 
 def stop_after(learned: ClassificationTask, steps: int) -> None:
