@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -18,7 +19,7 @@ PACKAGES = (
 def environment() -> dict[str, Any]:
     """For the head of a benchmark's JSON."""
     return {
-        "command": " ".join(sys.argv),
+        "command": re.sub(r"(?<=[ =])/\S*/", "", " ".join(sys.argv)),  # no folders of a machine
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
         "versions": versions(),

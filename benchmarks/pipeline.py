@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from environment import environment
-from stream import streamed
+from stream_efficiency import streamed
 from transformers import AutoModelForSequenceClassification, GenerationConfig, pipeline
 
 from sentisynth import schema

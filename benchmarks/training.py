@@ -36,7 +36,8 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
-from transformers import AutoModelForSequenceClassification, BertConfig, DebertaV2Config
+from shapes import deberta
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from sentisynth.config.load import load_config
 from sentisynth.config.types import DistilConfig, TrainConfig
@@ -235,23 +236,7 @@ def distil(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def teacher_model() -> Any:
-    torch.manual_seed(SEED)
-    config = DebertaV2Config(
-        vocab_size=8192,
-        hidden_size=384,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        intermediate_size=1536,
-        relative_attention=True,
-        position_buckets=256,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-        num_labels=2,
-    )
-    return AutoModelForSequenceClassification.from_config(config)
+    return deberta(SEED, vocabulary=8192, width=384, layers=6, heads=6)
 
 
 ENGINES: dict[str, dict[str, Any]] = {

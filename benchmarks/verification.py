@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from environment import environment
 from generation import limits
-from transformers import DebertaV2Config, DebertaV2ForSequenceClassification
+from shapes import deberta
 
 from sentisynth.config.load import load_config
 from sentisynth.data.sources import read_rows
@@ -40,25 +40,8 @@ IN_LAYERS = 12 * 12 * 768**2  # parameters that every token is multiplied with
 
 
 def model(dtype: torch.dtype, device: torch.device) -> Any:
-    torch.manual_seed(0)
-    config = DebertaV2Config(
-        vocab_size=128100,
-        hidden_size=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        intermediate_size=3072,
-        max_position_embeddings=512,
-        relative_attention=True,
-        position_buckets=256,
-        norm_rel_ebd="layer_norm",
-        share_att_key=True,
-        pos_att_type=["p2c", "c2p"],
-        position_biased_input=False,
-        type_vocab_size=0,
-        layer_norm_eps=1e-7,
-        pad_token_id=0,
-    )
-    return DebertaV2ForSequenceClassification(config).eval().to(device, dtype)
+    made = deberta(0, vocabulary=128100, width=768, layers=12, heads=12, layer_norm_eps=1e-7)
+    return made.eval().to(device, dtype)
 
 
 def real_lengths(n: int) -> list[int]:
