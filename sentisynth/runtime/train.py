@@ -46,57 +46,17 @@ def run_training(
     TrainingError.
     """
     placed = place_training(config, cluster_resources())
-    storage = work / "ray"
-    # beside the driver: a worker's node that is lost does not take it along
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    reports = ray.remote(Reports).options(num_cpus=0, scheduling_strategy=here).remote()
+    with _passing_on(on_report) as reports:
 
-    def worker() -> None:
-        torch.set_num_threads(int(placed["CPU"]))
-        first = ray.train.get_context().get_world_rank() == 0
-        with memory_guarded("training", _LESS_MEMORY):
-            job(lambda entry: ray.get(reports.add.remote(entry)) if first else None)
+        def worker() -> None:
+            torch.set_num_threads(int(placed["CPU"]))
+            first = ray.train.get_context().get_world_rank() == 0
+            with memory_guarded("training", _LESS_MEMORY):
+                job(lambda entry: ray.get(reports.add.remote(entry)) if first else None)
 
-    def attempt() -> TrainingFailedError | None:
-        trainer = TorchTrainer(
-            worker,
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.workers,
-                use_gpu=placed["GPU"] > 0,
-                resources_per_worker={k: v for k, v in placed.items() if v},
-            ),
-            run_config=ray.train.RunConfig(
-                storage_path=str(storage),
-                name="train",
-                failure_config=ray.train.FailureConfig(max_failures=0),
-            ),
-        )
-        try:
-            with _own_interrupts():
-                trainer.fit()
-        except TrainingFailedError as error:
-            return error
-        finally:
-            shutil.rmtree(storage, ignore_errors=True)
-        return None
-
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    finished = threading.Event()
-    poller = threading.Thread(target=_poll, args=(reports, on_report, finished), daemon=True)
-    poller.start()
-    deaths, times, step = 0, 0, read_progress(work).step
-    try:
-        while (error := attempt()) is not None:
-            own = _user_error(error)
-            if own is not None:
-                raise own
+        deaths, times, step = 0, 0, read_progress(work).step
+        while (error := _attempt(worker, config.workers, placed, work / "ray")) is not None:
             reason = _death(error)
-            if reason is None:
-                raise error
-            if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources
-                raise TrainingError(
-                    f"a training worker died as it started ({reason}); the same command tries again"
-                )
             reached = read_progress(work).step
             deaths = 1 if reached > step else deaths + 1
             times, step = times + 1, reached
@@ -107,10 +67,76 @@ def run_training(
                     f"train.micro_batch_size"
                 )
             on_restart(times, reason)
+
+
+def _attempt(
+    worker: Callable[[], None], workers: int, placed: dict[str, float], storage: Path
+) -> TrainingFailedError | None:
+    """Run it on all workers; returns the error if one of them was lost, raises any other."""
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    trainer = TorchTrainer(
+        worker,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=placed["GPU"] > 0,
+            resources_per_worker={k: v for k, v in placed.items() if v},
+        ),
+        run_config=ray.train.RunConfig(
+            storage_path=str(storage),
+            name="train",
+            failure_config=ray.train.FailureConfig(max_failures=0),
+        ),
+    )
+    try:
+        with _own_interrupts():
+            trainer.fit()
+    except TrainingFailedError as error:
+        own = _user_error(error)
+        if own is not None:
+            raise own from None
+        if not _death(error):
+            raise
+        if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources
+            raise TrainingError(
+                f"a training worker died as it started ({_death(error)}); the same command tries "
+                f"again"
+            ) from None
+        return error
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+    return None
+
+
+@contextmanager
+def _passing_on(on_report: Report) -> Iterator[Any]:
+    """An actor that takes reports; a thread passes them on. What that raises is raised at the end:
+    a record that cannot be written ends no training.
+    """
+    # beside the driver: a worker's node that is lost does not take it along
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    reports = ray.remote(Reports).options(num_cpus=0, scheduling_strategy=here).remote()
+    finished, errors = threading.Event(), []
+
+    def poll() -> None:
+        last = False
+        while not last:
+            last = finished.wait(_POLL_S)
+            for entry in ray.get(reports.take.remote()):
+                try:
+                    on_report(entry)
+                except SentisynthError as error:
+                    errors.append(error)
+
+    poller = threading.Thread(target=poll, daemon=True)
+    poller.start()
+    try:
+        yield reports
     finally:
         finished.set()
         poller.join()
         ray.kill(reports)
+    if errors:
+        raise errors[0]
 
 
 @contextmanager
@@ -123,14 +149,6 @@ def _own_interrupts() -> Iterator[None]:
             yield
         except SystemExit:
             raise signals.Stopped(signal.SIGINT) from None
-
-
-def _poll(reports: Any, on_report: Report, finished: threading.Event) -> None:
-    last = False
-    while not last:
-        last = finished.wait(_POLL_S)
-        for entry in ray.get(reports.take.remote()):
-            on_report(entry)
 
 
 def _causes(error: TrainingFailedError) -> Iterator[BaseException]:
@@ -149,14 +167,14 @@ def _user_error(error: TrainingFailedError) -> SentisynthError | None:
     return next((c for c in _causes(error) if isinstance(c, SentisynthError)), None)
 
 
-def _death(error: TrainingFailedError) -> str | None:
-    """In a few words, why a process was lost; None if none was."""
+def _death(error: TrainingFailedError) -> str:
+    """In a few words, why a process was lost; empty if none was."""
     for cause in _causes(error):
         if isinstance(cause, ray.exceptions.OutOfMemoryError):
             return "the node ran out of memory"
         if isinstance(cause, ray.exceptions.RayActorError) or _lost_a_peer(cause):
             return "a worker or its node was lost"
-    return None
+    return ""
 
 
 def _lost_a_peer(cause: BaseException) -> bool:

@@ -16,7 +16,7 @@ from sentisynth.cli import main
 from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.data.files import read_json
-from sentisynth.errors import ModelError, TrainingError
+from sentisynth.errors import ModelError, TrackingError, TrainingError
 from sentisynth.runtime.train import run_training
 from sentisynth.training.jobs import teach
 from sentisynth.training.loop import Report
@@ -140,6 +140,24 @@ def test_a_workers_own_mistake_is_not_tried_again(tmp_path: Path, ray_session: N
 
     with pytest.raises(ModelError, match="^no such thing$"):
         run_training(job, TrainConfig(), tmp_path, print, lambda *_: pytest.fail("tried again"))
+
+
+def test_a_report_that_cannot_be_passed_on_ends_no_training(
+    tmp_path: Path, ray_session: None
+) -> None:
+    def job(report: Report) -> None:
+        for step in range(3):
+            report({"step": step})
+        (tmp_path / "finished").touch()
+
+    def refused(entry: dict[str, float]) -> None:
+        told.append(entry["step"])
+        raise TrackingError("no store")
+
+    told: list[float] = []
+    with pytest.raises(TrackingError, match="^no store$"):
+        run_training(job, TrainConfig(), tmp_path, refused, print)
+    assert told == [0, 1, 2] and (tmp_path / "finished").is_file()
 
 
 AT_THE_START = """
