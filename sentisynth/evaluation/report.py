@@ -1,14 +1,13 @@
 """The page of a run: one HTML file that needs nothing else, neither a network nor a script."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sentisynth import schema
 from sentisynth.data.files import read_json
@@ -18,6 +17,7 @@ from sentisynth.data.manifest import read_manifest, read_receipts
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.evaluation import plots
+from sentisynth.evaluation.page import render_page, told_size
 from sentisynth.evaluation.plots import Plot
 from sentisynth.evaluation.sentences import (
     answer_sentence,
@@ -92,27 +92,7 @@ def render_report(directory: RunDirectory, metrics: dict[str, Any]) -> str:
         "rejected": _rejected(ledger, candidates),
         "reasons": _REASONS,
     }
-    return _environment().get_template("report.html.j2").render(page)
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("sentisynth", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    filters: dict[str, Callable[..., str]] = {
-        "figure": lambda value: f"{value:.3f}",
-        "percent": lambda share: f"{share:.0%}",
-        "count": lambda n: f"{n:,}",
-        "size": _size,
-        "duration": _duration,
-        "words": lambda name: "below τ" if name == schema.BELOW_TAU else name.replace("_", " "),
-    }
-    environment.filters.update(filters)
-    return environment
+    return render_page("report.html.j2", page)
 
 
 def _key_figures(metrics: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -130,7 +110,11 @@ def _key_figures(metrics: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield "Gain from synthetic rows", f"{signed_points(gain['macro_f1'])} points", note
     if {"teacher", "student"} <= set(arms):
         student, teacher = arms["student"]["parameters"], arms["teacher"]["parameters"]
-        yield "Student's parameters", _size(student), f"{student / teacher:.0%} of the teacher's"
+        yield (
+            "Student's parameters",
+            told_size(student),
+            f"{student / teacher:.0%} of the teacher's",
+        )
     if "synthesis" in metrics:
         ledger = metrics["synthesis"]["ledger"].values()
         accepted, generated = (sum(e[k] for e in ledger) for k in ("accepted", "generated"))
@@ -271,19 +255,3 @@ def _rejected(
 def _shown(text: str) -> str:
     """A text that can be read: control characters as their pictures, and not too long."""
     return (text if len(text) <= _TEXT_SHOWN else f"{text[:_TEXT_SHOWN]} …").translate(_CONTROLS)
-
-
-def _size(n: int) -> str:
-    """A number of parameters."""
-    for unit, divisor in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if n >= divisor:
-            return f"{n / divisor:.1f} {unit}"
-    return str(n)
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from sentisynth.evaluation.page import render_page
 from sentisynth.evaluation.plots import COLOURS, Plot, heat_map, spread_curve
 from sentisynth.seeding import derive_seed
 
@@ -108,28 +108,22 @@ def to_csv(
 
 def render_sweep(name: str, summary: Mapping[str, Any]) -> str:
     """The page of a sweep: the answer, the figures, every point."""
-    environment = Environment(
-        loader=PackageLoader("sentisynth", "evaluation"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["figure"] = lambda value: "–" if value is None else f"{value:.3f}"
     dims, tested = summary["dims"], [entry["test_macro_f1"] for entry in summary["test"]]
-    return environment.get_template("sweep.html.j2").render(
-        name=name,
-        summary=summary,
-        names=[_NAMES.get(d, d) for d in dims],
-        plots=_plots(summary),
-        colours=COLOURS,
-        test_mean=float(np.mean(tested)),
-        test_std=float(np.std(tested, ddof=1)) if len(tested) > 1 else None,
-        short=_short,
-    )
+    page = {
+        "name": name,
+        "summary": summary,
+        "names": [_NAMES.get(d, d) for d in dims],
+        "plots": sweep_plots(summary),
+        "colours": COLOURS,
+        "test_mean": float(np.mean(tested)),
+        "test_std": float(np.std(tested, ddof=1)) if len(tested) > 1 else None,
+        "short": _short,
+    }
+    return render_page("sweep.html.j2", page)
 
 
-def _plots(summary: Mapping[str, Any]) -> list[Plot]:
+def sweep_plots(summary: Mapping[str, Any]) -> list[Plot]:
+    """Of two dimensions a heat map; of one a curve, with the diversity of the rows beside it."""
     dims, points = summary["dims"], [p for p in summary["points"] if p["values"]]
     is_number = [all(_is_number(p["point"][d]) for p in points) for d in dims]
     if len(dims) == 2 and all(is_number):
