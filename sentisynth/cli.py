@@ -10,10 +10,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, get_args
 
 from sentisynth import __version__
 from sentisynth.config.load import load_config, recipe_names
+from sentisynth.config.types import SweepKind
 from sentisynth.errors import SentisynthError
 from sentisynth.signals import stoppable
 
@@ -28,7 +29,6 @@ _QUIET = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "killed by `ray.kill`",  # how a stream with enough rows ends
 }
-KINDS = ("alpha-beta", "alpha", "beta", "tau", "temperature", "size", "arms")
 _SWEEP_OPTIONS: dict[str, Any] = {
     "search": "grid",
     "samples": 32,
@@ -157,7 +157,8 @@ def _recipe_command(commands: Any, name: str, text: str) -> argparse.ArgumentPar
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if name == "sweep":
-        sub.add_argument("kind", metavar="KIND", choices=KINDS, help=", ".join(KINDS))
+        kinds = get_args(SweepKind)
+        sub.add_argument("kind", metavar="KIND", choices=kinds, help=", ".join(kinds))
     sub.add_argument("recipe", metavar="RECIPE", help="a built-in recipe or a YAML file")
     sub.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
     sub.add_argument("--out", help="run directory, a path or a URI (default runs/NAME)")

@@ -103,4 +103,4 @@ def test_config_does_not_import_torch() -> None:
 def test_the_small_processes_of_the_stream_import_no_torch() -> None:
     """The plan's source, screens and writers start many times when things die."""
     code = "import sys, sentisynth.runtime.stream; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SweepKind = Literal["alpha-beta", "alpha", "beta", "tau", "temperature", "size", "arms"]
 
 
 class Config(BaseModel):

@@ -30,7 +30,7 @@ from sentisynth.models.classifier import predict_logits, starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model, save_model
 from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.tracking import SweepLog
-from sentisynth.runtime.tune import run_trials, search_trials
+from sentisynth.runtime.tune import Setting, run_trials, search_trials
 from sentisynth.seeding import fingerprint
 from sentisynth.training.checkpoint import Progress
 from sentisynth.training.jobs import read_splits
@@ -79,31 +79,27 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
             with suppress(TrackingError):  # it is recorded at the end, or the end says why not
                 log.record(out / "trials" / f"{result['trial_name']}.json")
 
-    common: dict[str, Any] = {
-        "config": config,
-        "shared": out / "shared",
-        "out": out / "trials",
-        "teacher": teacher,
-        "resources": cluster_resources(),
-        "stopping": plan.stopping,
-        "on_result": follow,
-    }
+    setting = Setting(
+        config=config,
+        shared=out / "shared",
+        out=out / "trials",
+        teacher=teacher,
+        resources=cluster_resources(),
+        stopping=plan.stopping,
+        on_result=follow,
+    )
     failed: list[tuple[Trial, str]] = []
     with session.console.stage(f"sweep {plan.kind}: {what}"):
         if missing:
-            failed = run_trials(missing, **common)
+            failed = run_trials(missing, setting)
         elif plan.search == "optuna" and len(done) < plan.samples:
             failed = search_trials(
                 base,
                 dict(plan.ranges),
+                setting,
                 samples=plan.samples - len(done),
                 seeds=plan.seeds,
-                known=[
-                    (_point(r["trial"], plan), r["best"]["macro_f1"])
-                    for r in done.values()
-                    if r["best"]
-                ],
-                **common,
+                known=_known(plan, done),
             )
         shutil.rmtree(out / ".tune", ignore_errors=True)
     results = _those_of(plan, base, trials, read_results(out / "trials"))
@@ -242,8 +238,14 @@ def _grid(base: Trial, plan: SweepPlan) -> list[Trial]:
     return list({trial.name: trial for trial in trials}.values())
 
 
-def _point(trial: dict[str, Any], plan: SweepPlan) -> dict[str, Any]:
-    return {k: trial[k] if k in trial else trial["settings"][k] for k in plan.ranges}
+def _known(plan: SweepPlan, done: dict[str, dict[str, Any]]) -> list[tuple[dict[str, Any], float]]:
+    """Points that a search has tried, and their figures."""
+    points = []
+    for result in done.values():
+        values = {**result["trial"], **result["trial"]["settings"]}
+        if result["best"]:
+            points.append(({k: values[k] for k in plan.ranges}, result["best"]["macro_f1"]))
+    return points
 
 
 def _parts(session: Session, teacher: Path) -> dict[str, Any]:

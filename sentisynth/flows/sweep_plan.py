@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 from sentisynth.config.load import parse_config, with_values
-from sentisynth.config.types import RunConfig
+from sentisynth.config.types import RunConfig, SweepKind
 from sentisynth.errors import ConfigError
 from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.runtime.tune import Stopping
@@ -17,10 +17,8 @@ from sentisynth.training.trials import (
     UNVERIFIED,
 )
 
-Kind = Literal["alpha-beta", "alpha", "beta", "tau", "temperature", "size", "arms"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 _TENTHS = tuple(round(0.1 * i, 1) for i in range(1, 11))
-_GRIDS: dict[Kind, dict[str, tuple[Any, ...]]] = {
+_GRIDS: dict[SweepKind, dict[str, tuple[Any, ...]]] = {
     "alpha-beta": {"alpha": _TENTHS, "beta": _TENTHS},
     "alpha": {"alpha": _TENTHS},
     "beta": {"beta": _TENTHS},
@@ -57,7 +55,7 @@ _RANGE = re.compile(r"^(uniform|loguniform)\(([^,]+),([^,]+)\)$")
 class SweepPlan:
     """What a sweep tries."""
 
-    kind: Kind
+    kind: SweepKind
     grid: Mapping[str, tuple[Any, ...]]
     ranges: Mapping[str, tuple[str, float, float]]
     """Of a search: uniform or loguniform, and the bounds."""
@@ -70,7 +68,7 @@ class SweepPlan:
 
 
 def plan_sweep(
-    kind: Kind,
+    kind: SweepKind,
     config: RunConfig,
     dims: Mapping[str, Any],
     *,
@@ -81,6 +79,53 @@ def plan_sweep(
     register: str = "",
 ) -> SweepPlan:
     """The dimensions of a kind, changed and joined by `dims`. Raises ConfigError."""
+    _check_choices(seeds, search, samples, stopping)
+    grid, ranges = _dimensions(config, kind, dims)
+    if search == "grid" and ranges:
+        raise ConfigError(
+            f"dim.{next(iter(ranges))} is a range; a grid needs a list, or search=optuna"
+        )
+    for key, values in grid.items():
+        _check_values(config, key, values)
+    if search == "optuna":
+        given = {_KEYS.get(name, name) for name in dims}
+        lists = [key for key in grid if key in given or key not in _RANGES]
+        if lists:
+            raise ConfigError(
+                f"search=optuna searches ranges, and {lists[0]} is a list; give it as "
+                f"uniform(a,b), or leave out search=optuna"
+            )
+        ranges |= {key: ("uniform", min(values), max(values)) for key, values in grid.items()}
+        grid = {}
+    return SweepPlan(
+        kind=kind,
+        grid=grid,
+        ranges=ranges,
+        seeds=tuple(dict.fromkeys(seeds)),
+        search=search,
+        samples=samples,
+        stopping=stopping,
+        register=str(register),
+    )
+
+
+def _check_choices(seeds: Sequence[int], search: str, samples: int, stopping: str) -> None:
+    if search not in ("grid", "optuna"):
+        raise ConfigError(f"search is {search!r}; it must be grid or optuna")
+    if stopping not in get_args(Stopping):
+        raise ConfigError(f"stopping is {stopping!r}; it must be none, asha or median")
+    if not isinstance(samples, int) or samples < 1:
+        raise ConfigError(f"samples is {samples!r}; it must be a whole number of at least 1")
+    if not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
+        raise ConfigError(f"the seeds are {list(seeds)}; they must be whole numbers of at least 0")
+    if not seeds:
+        raise ConfigError("a sweep needs at least one seed; give --seeds 41,42,43")
+
+
+def _dimensions(
+    config: RunConfig, kind: SweepKind, dims: Mapping[str, Any]
+) -> tuple[dict[str, tuple[Any, ...]], dict[str, tuple[str, float, float]]]:
+    """Lists and ranges: those of the kind, then those that were given."""
     grid: dict[str, tuple[Any, ...]] = dict(_GRIDS[kind])
     ranges: dict[str, tuple[str, float, float]] = {}
     if kind == "size":
@@ -104,49 +149,13 @@ def plan_sweep(
             _check_values(config, key, ranges[key][1:])
             grid.pop(key, None)
         elif isinstance(value, list) and value:
-            as_is = [float(v) if key in _BOUNDS and type(v) is int else v for v in value]
-            grid[key] = tuple(as_is)
+            grid[key] = tuple(float(v) if key in _BOUNDS and type(v) is int else v for v in value)
         else:
             raise ConfigError(
                 f"dim.{name} is {value!r}; write a list such as [0.2,0.5], or uniform(0,1) or "
                 f"loguniform(1e-5,1e-3) with search=optuna"
             )
-    if search == "grid" and ranges:
-        raise ConfigError(
-            f"dim.{next(iter(ranges))} is a range; a grid needs a list, or search=optuna"
-        )
-    if search not in ("grid", "optuna"):
-        raise ConfigError(f"search is {search!r}; it must be grid or optuna")
-    if stopping not in get_args(Stopping):
-        raise ConfigError(f"stopping is {stopping!r}; it must be none, asha or median")
-    if not isinstance(samples, int) or samples < 1:
-        raise ConfigError(f"samples is {samples!r}; it must be a whole number of at least 1")
-    for key, values in grid.items():
-        _check_values(config, key, values)
-    if search == "optuna":
-        given = {_KEYS.get(name, name) for name in dims}
-        lists = [key for key in grid if key in given or key not in _RANGES]
-        if lists:
-            raise ConfigError(
-                f"search=optuna searches ranges, and {lists[0]} is a list; give it as "
-                f"uniform(a,b), or leave out search=optuna"
-            )
-        ranges |= {key: ("uniform", min(values), max(values)) for key, values in grid.items()}
-        grid = {}
-    if not all(isinstance(seed, int) and 0 <= seed < 2**63 for seed in seeds):
-        raise ConfigError(f"the seeds are {list(seeds)}; they must be whole numbers of at least 0")
-    if not seeds:
-        raise ConfigError("a sweep needs at least one seed; give --seeds 41,42,43")
-    return SweepPlan(
-        kind=kind,
-        grid=grid,
-        ranges=ranges,
-        seeds=tuple(dict.fromkeys(seeds)),
-        search=search,
-        samples=samples,
-        stopping=stopping,
-        register=str(register),
-    )
+    return grid, ranges
 
 
 def _range(name: str, found: re.Match[str]) -> tuple[str, float, float]:

@@ -26,48 +26,48 @@ _TRIALS_A_GPU = 4
 _MOST_DEATHS = 3
 
 
-def run_trials(
-    trials: Sequence[Trial],
-    *,
-    config: RunConfig,
-    shared: Path,
-    out: Path,
-    teacher: Path,
-    resources: Resources,
-    stopping: Stopping,
-    on_result: Callable[[dict[str, Any]], None],
-) -> list[tuple[Trial, str]]:
-    """Train every trial; each writes its file in `out`. Returns those that did not, and why.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all trials of a sweep have in common, and how they run."""
 
-    One CPU a trial, or a quarter of a GPU where there are any: several small students share it. A
-    trial whose process dies is tried again, from its checkpoint if it has one.
+    config: RunConfig
+    shared: Path
+    """Directory of the rows that the trials map."""
+    out: Path
+    """Directory where each trial writes its file."""
+    teacher: Path
+    resources: Resources
+    stopping: Stopping
+    on_result: Callable[[dict[str, Any]], None]
+    """Told of each evaluation, in the driver's process."""
+
+    @property
+    def at_once(self) -> int:
+        """Trials that run at the same time: one a CPU, or four a GPU where there are any."""
+        most = self.resources.cpus
+        if self.resources.gpus:
+            most = min(self.resources.gpus * _TRIALS_A_GPU, most)
+        return max(1, int(most))
+
+
+def run_trials(trials: Sequence[Trial], setting: Setting) -> list[tuple[Trial, str]]:
+    """Train every trial; each writes its file. Returns those that did not, and why.
+
+    A trial whose process dies is tried again, from its checkpoint if it has one.
     """
     space = {"trial": tune.grid_search([dataclasses.asdict(trial) for trial in trials])}
-    tuner = _tuner(
-        _trainable(config, shared, out, teacher, stopping),
-        space,
-        resources,
-        out,
-        on_result,
-        scheduler=_scheduler(stopping, max(trial.steps for trial in trials)),
-    )
+    tuner = _tuner(_trainable(setting), space, setting, max(trial.steps for trial in trials))
     return _failed(tuner, lambda values: Trial(**values["trial"]))
 
 
 def search_trials(
     base: Trial,
     space: dict[str, tuple[str, float, float]],
+    setting: Setting,
     *,
     samples: int,
     seeds: Sequence[int],
     known: Sequence[tuple[dict[str, Any], float]],
-    config: RunConfig,
-    shared: Path,
-    out: Path,
-    teacher: Path,
-    resources: Resources,
-    stopping: Stopping,
-    on_result: Callable[[dict[str, Any]], None],
 ) -> list[tuple[Trial, str]]:
     """As `run_trials`, with points that Optuna's TPE proposes (Akiba et al., 2019): `samples` of
     them beyond the `known` ones, which are told to it with their figures.
@@ -83,33 +83,27 @@ def search_trials(
         domains,
         metric=METRIC,
         mode="max",
-        seed=derive_seed(config.seed, "search", len(known)) % 2**32,
+        seed=derive_seed(setting.config.seed, "search", len(known)) % 2**32,
         points_to_evaluate=[point for point, _ in known] or None,
         evaluated_rewards=[figure for _, figure in known] or None,
     )
     tuner = _tuner(
-        _trainable(config, shared, out, teacher, stopping, base, tuple(seeds)),
+        _trainable(setting, base, tuple(seeds)),
         None,
-        resources,
-        out,
-        on_result,
-        scheduler=_scheduler(stopping, base.steps),
-        search=ConcurrencyLimiter(search, max_concurrent=max(2, _at_once(resources))),
+        setting,
+        base.steps,
+        search=ConcurrencyLimiter(search, max_concurrent=max(2, setting.at_once)),
         samples=samples,
     )
     return _failed(tuner, lambda values: _trial_of(values, base, tuple(seeds)))
 
 
 def _trainable(
-    config: RunConfig,
-    shared: Path,
-    out: Path,
-    teacher: Path,
-    stopping: Stopping,
-    base: Trial | None = None,
-    seeds: tuple[int, ...] = (),
+    setting: Setting, base: Trial | None = None, seeds: tuple[int, ...] = ()
 ) -> type[tune.Trainable]:
     """A class that trains trials in its own process; a step is an evaluation."""
+    config, shared, out, teacher = setting.config, setting.shared, setting.out, setting.teacher
+    stopping = setting.stopping  # the listener stays here
 
     class StudentTrial(tune.Trainable):
         def setup(self, values: dict[str, Any]) -> None:
@@ -186,47 +180,38 @@ class _Told(tune.Callback):
 def _tuner(
     trainable: type[tune.Trainable],
     space: dict[str, Any] | None,
-    resources: Resources,
-    out: Path,
-    on_result: Callable[[dict[str, Any]], None],
+    setting: Setting,
+    steps: int,
     *,
-    scheduler: TrialScheduler | None,
     search: Any = None,
     samples: int = 1,
 ) -> tune.Tuner:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one is never silent
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    storage = out.parent / ".tune"
+    storage = setting.out.parent / ".tune"
     shutil.rmtree(storage, ignore_errors=True)
-    gpus = 1 / _TRIALS_A_GPU if resources.gpus else 0
-    placed = {"cpu": 1, "gpu": gpus} if gpus else {"cpu": 1}
+    gpus = {"gpu": 1 / _TRIALS_A_GPU} if setting.resources.gpus else {}
     return tune.Tuner(
-        tune.with_resources(trainable, placed),
+        tune.with_resources(trainable, {"cpu": 1, **gpus}),
         param_space=space,
         tune_config=tune.TuneConfig(
             metric=METRIC,
             mode="max",
-            scheduler=scheduler,
+            scheduler=_scheduler(setting.stopping, steps),
             search_alg=search,
             num_samples=samples,
             reuse_actors=True,
-            max_concurrent_trials=_at_once(resources) if search is None else None,
+            max_concurrent_trials=setting.at_once if search is None else None,
         ),
         run_config=tune.RunConfig(
             storage_path=str(storage),
             name="sweep",
             verbose=0,
-            callbacks=[_Told(on_result)],
+            callbacks=[_Told(setting.on_result)],
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0),
         ),
     )
-
-
-def _at_once(resources: Resources) -> int:
-    if resources.gpus:
-        return max(1, min(int(resources.gpus * _TRIALS_A_GPU), int(resources.cpus)))
-    return max(1, int(resources.cpus))
 
 
 def _scheduler(stopping: Stopping, steps: int) -> TrialScheduler | None:

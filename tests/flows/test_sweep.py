@@ -16,6 +16,7 @@ from sentisynth.config.load import load_config
 from sentisynth.errors import ConfigError
 from sentisynth.evaluation.sweeps import points_of, verdict
 from sentisynth.flows.sweep_plan import plan_sweep
+from sentisynth.models.loading import model_digest
 from sentisynth.training.trials import Trial
 
 CHOICES: dict[str, Any] = {"seeds": [1], "search": "grid", "samples": 4, "stopping": "none"}
@@ -25,17 +26,24 @@ CHOICES: dict[str, Any] = {"seeds": [1], "search": "grid", "samples": 4, "stoppi
 def swept(
     finished_run: Path, quick_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str]]:
-    """A sweep of four trainings; loading a teacher or a generator in it raises."""
+    """A sweep of four trainings, while the weights of teacher and generator are not there."""
     out = tmp_path_factory.mktemp("sweep") / "run"
     shutil.copytree(finished_run, out)
     command = ["sweep", "alpha-beta", "quickstart", *quick_overrides, "--out", str(out)]
     command += ["dim.alpha=[0.2,0.9]", "dim.beta=[0.5]", "--seeds", "41,42"]
+    weights = [out / name / "model.safetensors" for name in ("teacher", "generator")]
+    known = {path.parent: model_digest(path.parent) for path in weights}
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("load_verifier", "load_sampler"):  # trials import no module that has them
-            module = "classifier" if name == "load_verifier" else "generator"
-            patch.setattr(f"sentisynth.models.{module}.{name}", lambda *_: pytest.fail("loaded"))
-        patch.setattr("sentisynth.flows.sweep_rows.fill_pool", lambda *_: pytest.fail("generated"))
+        for module in ("parts", "sweep"):
+            patch.setattr(
+                f"sentisynth.flows.{module}.model_digest",
+                lambda path: known.get(path) or model_digest(path),
+            )
+        for path in weights:
+            path.rename(path.with_suffix(".away"))
         assert main(command) == 0
+        for path in weights:
+            path.with_suffix(".away").rename(path)
     return out, command
 
 
