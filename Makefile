@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo check test test-slow test-chaos test-gpu chaos clean
+.PHONY: install demo check test test-slow test-chaos test-gpu chaos audit clean
 
 install: $(STAMP)
 
@@ -36,5 +36,11 @@ test-gpu: install
 chaos: install
 	$(BIN)/python benchmarks/chaos.py --kills 200
 
+# advisories on the pinned versions; needs the index
+audit: install
+	$(BIN)/python -m venv .audit
+	.audit/bin/pip install --quiet pip-audit
+	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .audit build dist *.egg-info

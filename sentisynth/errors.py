@@ -42,3 +42,7 @@ class TrainingError(SentisynthError):
 
 class SweepError(SentisynthError):
     """A sweep that has nothing to read, or nothing to show."""
+
+
+class JobError(SentisynthError):
+    """A Ray job: no cluster at the address, a package that cannot be made."""

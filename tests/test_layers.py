@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "sentisynth"
 FLOORS: list[set[str]] = [
     {"errors", "schema", "seeding", "signals", "__init__"},
     {"config"},
-    {"data", "models"},
+    {"data", "models", "arguments"},
     {"generation", "training", "evaluation"},
     {"stages"},
     {"runtime"},

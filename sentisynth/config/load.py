@@ -23,6 +23,7 @@ _REFERENCES = {
     "student": ("model",),
 }
 _NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
+_SERVERS = ("http://", "https://", "databricks", "postgresql", "mysql", "mssql")
 _TYPE_WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -45,6 +46,7 @@ def load_config(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Run
     Raises ConfigError with one sentence for the first mistake found.
     """
     values = _read_recipe(recipe)
+    _refuse_places(recipe, values)
     for override in overrides:
         _apply(values, override)
     _make_absolute(values)
@@ -168,6 +170,17 @@ def _read_deepspeed(values: dict[str, Any]) -> None:
             raise ConfigError(
                 f"{section}.train.deepspeed is {path!r}, which cannot be read as JSON: {error}"
             ) from None
+
+
+def _refuse_places(recipe: str, values: dict[str, Any]) -> None:
+    """A recipe may be a stranger's: it does not choose files to write. Raises ConfigError."""
+    tracking = values.get("tracking")
+    uri = tracking.get("uri") if isinstance(tracking, dict) else None
+    if isinstance(uri, str) and not uri.startswith(_SERVERS):
+        raise ConfigError(
+            f"tracking.uri in {recipe} is {uri!r}, a file; a recipe names servers alone "
+            f"({', '.join(_SERVERS)}): give tracking.uri={uri} on the command line"
+        )
 
 
 def _unknown_key(key: str) -> str:

@@ -11,17 +11,13 @@ A model or data reference is one of
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+from sentisynth.config.base import Config, PositiveInt
+from sentisynth.config.outside import ClusterConfig, TrackingConfig
+
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 SweepKind = Literal["alpha-beta", "alpha", "beta", "tau", "temperature", "size", "arms"]
-
-
-class Config(BaseModel):
-    """Base of all: frozen, and a key that does not exist is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class DataConfig(Config):
@@ -261,12 +257,6 @@ class DistilConfig(Config):
     """T of the soft labels and of the student's side of the KL term."""
 
 
-class TrackingConfig(Config):
-    uri: str | None = None
-    """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else a sqlite file in the run directory."""
-    experiment: str = "sentisynth"
-
-
 class RunConfig(Config):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the run directory and the MLflow run."""
@@ -280,6 +270,7 @@ class RunConfig(Config):
     student: StudentConfig
     distil: DistilConfig = DistilConfig()
     tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _named_classes(self) -> "RunConfig":

@@ -1,6 +1,7 @@
 """The manifest of a finished pool, and what it is checked against."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from sentisynth.seeding import fingerprint
 
 MANIFEST = "manifest.json"
 _ASKED = "asked.json"
+_UNIT = re.compile(r"label=\d+/unit-\d{6,}\.parquet")
 _KEYS = {"plan", "unit_size", "rows", "tau", "n_per_class", "asked", "ledger", "files", "sha256"}
 
 
@@ -104,6 +106,7 @@ def read_manifest(pool: Path) -> dict[str, Any] | None:
         text = path.read_text(encoding="utf-8")
         manifest: dict[str, Any] = json.loads(text)
         whole = set(manifest) == _KEYS and text == json_text(manifest)
+        whole = whole and all(map(_UNIT.fullmatch, manifest["files"]))
     except (ValueError, TypeError):
         whole = False
     body = {k: v for k, v in manifest.items() if k != "sha256"} if whole else {}

@@ -23,6 +23,7 @@ from sentisynth.seeding import fingerprint
 _STAMP, _CARD = STAMP, "README.md"
 _FILES = ("config.yaml", "metrics.json", "report.html", "mlflow.json")
 STAGES = ("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student")
+_FOLDERS = (*STAGES, "pool", "mlflow", "sweep", ".training")  # that a run may have
 _ABSENT = "absent"
 
 
@@ -180,7 +181,9 @@ class RunDirectory:
         problems = []
         for file, digest in self._read(name, "files").items():
             path = self.stage(name) / file
-            if not path.is_file():
+            if ".." in Path(file).parts or Path(file).is_absolute():
+                problems.append(f"{self.stage(name)} lists {file!r}, which lies outside of it")
+            elif not path.is_file():
                 problems.append(f"{path} is missing")
             elif sha256_file(path) != digest:
                 problems.append(f"{path} was altered after it was made")
@@ -194,9 +197,21 @@ class RunDirectory:
             )
         return self.stage(name)
 
+    def refuse_links(self) -> None:
+        """Raise RunDirectoryError if what lies in the directory leads out of it."""
+        root = self.path.resolve()
+        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
+            for path in folder.iterdir() if folder.is_dir() else ():
+                if path.is_symlink() and not path.resolve().is_relative_to(root):
+                    raise RunDirectoryError(
+                        f"{path} is a link to {path.resolve()}, outside of the run directory; "
+                        f"remove it, or make the run where it leads to"
+                    )
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the directory for one process of this machine. Raises RunDirectoryError."""
+        self.refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             stream = (self.path / ".lock").open("w")

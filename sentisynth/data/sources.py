@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
@@ -15,6 +16,8 @@ from sentisynth.config.types import DataConfig
 from sentisynth.data.text import clean
 from sentisynth.errors import DataError
 
+_PIECE = 16384  # rows read at once
+_LONGEST_TEXT, _MOST_BYTES = 2**20, 2**31
 _FORMATS = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
@@ -48,6 +51,11 @@ def _text(value: Any, reference: str, row: int, config: DataConfig) -> str:
         raise DataError(
             f"{reference}, row {row}: the text is {value!r}, which is no text; "
             f"mend the row or set data.text_column (now {config.text_column!r})"
+        )
+    if len(value) > _LONGEST_TEXT:
+        raise DataError(
+            f"{reference}, row {row}: the text has {len(value):,} characters; at most "
+            f"{_LONGEST_TEXT:,} are read: cut it"
         )
     text = clean(value, config.lowercase)
     if not text:
@@ -107,7 +115,7 @@ def _read_table(reference: str, config: DataConfig) -> pa.Table:
 def _read_file(path: Path, config: DataConfig) -> pa.Table:
     try:
         if path.suffix == ".parquet":
-            return pq.read_table(path)
+            return _read_parquet(path, (config.text_column, config.label_column))
         if path.suffix == ".jsonl":
             return pyarrow.json.read_json(path)
         delimiter = "\t" if path.suffix == ".tsv" else ","
@@ -127,6 +135,38 @@ def _read_file(path: Path, config: DataConfig) -> pa.Table:
             raise DataError(f"{path} is empty; give a file with labelled texts") from None
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from None
+
+
+def _read_parquet(path: Path, wanted: tuple[str, str]) -> pa.Table:
+    """The wanted columns, in pieces: a small file may claim to hold more than any memory."""
+    text = wanted[0]
+    file = pq.ParquetFile(path, read_dictionary=[text])
+    names = file.schema_arrow.names
+    if any(names.count(name) != 1 for name in wanted):  # the caller says which
+        return file.schema_arrow.empty_table()
+    pieces, total = [], 0
+    for piece in file.iter_batches(batch_size=_PIECE, columns=[*dict.fromkeys(wanted)]):
+        column = piece[text]
+        if pa.types.is_dictionary(column.type):
+            lengths = pc.binary_length(column.dictionary).take(column.indices)
+            total += pc.sum(lengths).as_py() or 0
+            _check_size(path, total, pc.max(lengths).as_py() or 0)
+            at = piece.schema.get_field_index(text)
+            piece = piece.set_column(at, text, column.dictionary_decode())
+        pieces.append(piece)
+    return pa.Table.from_batches(pieces) if pieces else file.schema_arrow.empty_table()
+
+
+def _check_size(path: Path, total: int, longest: int) -> None:
+    if longest > _LONGEST_TEXT:
+        raise DataError(
+            f"{path} has a text of {longest:,} bytes; at most {_LONGEST_TEXT:,} are read: cut it"
+        )
+    if total > _MOST_BYTES:
+        raise DataError(
+            f"{path} holds more than {_MOST_BYTES:,} bytes of text; give a smaller part of it, "
+            f"data.n_seed rows and some to hold out are enough"
+        )
 
 
 def _package_file(name: str) -> Path:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 from sentisynth.errors import RunDirectoryError, SentisynthError
 
@@ -28,6 +29,11 @@ def location(text: str) -> Path:
     from upath import UPath
 
     scheme = text.split("://", 1)[0]
+    if urlsplit(text).password:
+        raise RunDirectoryError(
+            f"the {scheme} URI holds a password, and where a run lies is written down; give "
+            f"credentials in the environment instead"
+        )
     try:
         path = UPath(text.rstrip("/"), use_listings_cache=False)  # other processes write there too
         path.fs  # noqa: B018  imports the package
@@ -112,13 +118,24 @@ def download(remote: Path, local: Path) -> None:
         if here.is_file() and here.read_bytes() == stamp:
             return
         aside = Path(tempfile.mkdtemp(dir=_made(local.parent), prefix=".fetched-"))
-        for path in remote.rglob("*"):
-            if path.is_file():
-                target = aside / path.relative_to(remote).as_posix()
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(path.read_bytes())
+        download_files(remote, aside)
     shutil.rmtree(local, ignore_errors=True)
     aside.replace(local)
+
+
+def download_files(remote: Path, local: Path) -> None:
+    """Fetch all files below a URI; none where there is nothing."""
+    with answering(remote):
+        for path in remote.rglob("*"):
+            if path.is_file():
+                target = local / path.relative_to(remote).as_posix()
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(path.read_bytes())
+
+
+def cache_of(uri: Path) -> Path:
+    """A directory of this machine for work on what lies under a URI."""
+    return _cache() / "work" / _digest(str(uri))
 
 
 def here(stage: Path) -> Path:

@@ -4,6 +4,7 @@ import re
 import unicodedata
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
+_ESCAPES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 _SPACE = re.compile(r"\s+")
 _NOT_WORD = re.compile(r"[\W_]+")
 
@@ -12,6 +13,11 @@ def clean(text: str, lowercase: bool) -> str:
     """Control characters become spaces, runs of white space one space; lower-cased on request."""
     text = _SPACE.sub(" ", _CONTROL.sub(" ", text)).strip()
     return text.lower() if lowercase else text
+
+
+def shown(text: str) -> str:
+    """A text as a terminal may show it: what would move the cursor or the colours is a mark."""
+    return _ESCAPES.sub("\ufffd", text)
 
 
 def normal_form(text: str) -> str:

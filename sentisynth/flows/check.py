@@ -40,6 +40,7 @@ def check_run(path: Path) -> list[str]:
 
 def _check(directory: RunDirectory) -> list[str]:
     path = directory.path
+    directory.refuse_links()
     config = read_run_config(path)
     problems = [
         problem

@@ -19,6 +19,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sentisynth.data.text import shown
+
 Style = Literal["line", "json", "ray"]
 _PLAIN_EVERY_S = 5.0
 _JSON_EVERY_S = 1.0
@@ -37,6 +39,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line that stays."""
+        text = shown(text)
         if not self._event("note", text=text):
             self._progress.print(text, markup=False, soft_wrap=True)
 
@@ -47,12 +50,14 @@ class Console:
 
     def skipped(self, title: str) -> None:
         """A stage that was done before."""
+        title = shown(title)
         if not self._event("skipped", stage=title):
             self._progress.print(Text.assemble(("= ", "green"), (title, "bold"), "  done before"))
 
     @contextmanager
     def stage(self, title: str) -> Iterator[None]:
         """A stage at work: its title, then its line of progress, then how long it took."""
+        title = shown(title)
         self._title, self._started, self._printed = title, time.monotonic(), 0.0
         self._event("started", stage=title)
         failed = True
@@ -86,7 +91,7 @@ class Console:
 
     def progress(self, text: str, figures: dict[str, Any] | None = None) -> None:
         """Replace the line of progress of the stage at work; `figures` are what it says."""
-        self._last = text
+        text = self._last = shown(text)
         seconds = time.monotonic() - self._started
         if self._live is not None:
             told = f"  {duration(seconds)}  {text}"
@@ -106,12 +111,12 @@ class Console:
             self._results.file.write(json.dumps(entry, ensure_ascii=False) + "\n")
             return
         table = Table(
-            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False
+            title=shown(title), title_justify="left", title_style="bold", box=None, pad_edge=False
         )
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(shown(column), justify="left" if i == 0 else "right", overflow="fold")
         for row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(shown(cell)) for cell in row))
         self._results.print()
         self._results.print(table)
 
@@ -120,7 +125,7 @@ class Console:
         if self._json:
             self._results.file.write(json.dumps({"event": "result", "text": text.strip()}) + "\n")
             return
-        self._results.print(text, markup=False, soft_wrap=True)
+        self._results.print(shown(text), markup=False, soft_wrap=True)
 
     def _event(self, event: str, **values: Any) -> bool:
         """Write a JSON line, if that is the style."""

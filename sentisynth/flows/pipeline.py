@@ -25,6 +25,7 @@ from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
 from sentisynth.models.classifier import FRESH, check_fresh, first_layers, starts_from_teacher
 from sentisynth.models.loading import check_length, resolve_config, resolve_model
+from sentisynth.runtime.nodes import check_storage, gathered
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.tracking import StageLog, Tracker
 from sentisynth.training.jobs import ARMS
@@ -121,8 +122,9 @@ def opened(
         if not (directory.path / "config.yaml").is_file():
             write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
-        with connected():
-            tracker = Tracker(config, directory.path)
+        tracker = Tracker(config, directory.path)
+        with connected(), gathered(config.cluster, console.note):
+            check_storage(directory.uri or directory.path)
             with tracker.parent():
                 yield Session(
                     config=config,
@@ -131,6 +133,11 @@ def opened(
                     tracker=tracker,
                     console=console,
                 )
+        if tracker.outbox.error is not None:
+            console.note(
+                f"   {tracker.outbox.error}; {len(tracker.outbox)} records are kept in "
+                f"{directory.path} and sent by the next command"
+            )
         if command not in _MAKE_NOTHING:  # what was made stands there already
             write_config(config, directory, versions())
         directory.push_files()

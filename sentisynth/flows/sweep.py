@@ -9,7 +9,6 @@ sweep/<kind>/results.csv  summary.json  report.html
 import dataclasses
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from sentisynth import schema
 from sentisynth.data.files import write_json, write_text
 from sentisynth.data.select import HELD_OUT
-from sentisynth.errors import SweepError, TrackingError
+from sentisynth.errors import SweepError
 from sentisynth.evaluation.metrics import macro_f1
 from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, told, verdict
 from sentisynth.flows.parts import plan_parts
@@ -29,7 +28,7 @@ from sentisynth.flows.sweep_rows import selected_rows, write_shared
 from sentisynth.models.classifier import predict_logits, starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model, save_model
 from sentisynth.runtime.ray_cluster import cluster_resources
-from sentisynth.runtime.tracking import SweepLog
+from sentisynth.runtime.sweep_log import SweepLog
 from sentisynth.runtime.tune import Setting, run_trials, search_trials
 from sentisynth.seeding import fingerprint
 from sentisynth.training.checkpoint import Progress
@@ -76,8 +75,7 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
         figure = f"macro-F1 {result['macro_f1']:.3f}"
         session.console.progress(f"{counted[0]}/{n_all} done  {figure}")
         if result.get("done"):
-            with suppress(TrackingError):  # it is recorded at the end, or the end says why not
-                log.record(out / "trials" / f"{result['trial_name']}.json")
+            log.record(out / "trials" / f"{result['trial_name']}.json")
 
     setting = Setting(
         config=config,

@@ -11,7 +11,7 @@ from sentisynth.data.manifest import MANIFEST
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.storage import is_remote
 from sentisynth.data.units import Unit
-from sentisynth.errors import QuotaError, SentisynthError, TrackingError
+from sentisynth.errors import QuotaError, SentisynthError
 from sentisynth.flows.parts import dataset_parts, plan_parts, refuse_other_machines
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
@@ -150,8 +150,7 @@ def _fill(
             tell()
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()
-                with suppress(TrackingError):  # no reason to end a stream; told at its end
-                    log.metrics({"stream": progress.figures()}, step=progress.units)
+                log.metrics({"stream": progress.figures()}, step=progress.units)
 
 
 @contextmanager

@@ -1,22 +1,26 @@
 """Stages A, B and E: the three trainings of a run, on Ray Train."""
 
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.data.files import read_json, write_text
+from sentisynth.data.storage import download_files, remove_tree
 from sentisynth.flows.cards import model_card
 from sentisynth.flows.console import training_line
 from sentisynth.flows.session import Session
 from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model
+from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.train import run_training
 from sentisynth.seeding import fingerprint
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.jobs import ARMS, Arm, adapt, distil, teach
+from sentisynth.training.remote import Job, run_from_store, run_here
 
 _NOT_THE_RESULT = {"gpus_per_worker", "checkpoint_every", "max_restarts"}
 _CODE_VERSION = 2  # raise it when the same parts would give another model
@@ -25,23 +29,21 @@ _CODE_VERSION = 2  # raise it when the same parts would give another model
 def train_teacher(session: Session) -> None:
     """Stage A."""
     config = session.config
-    corpus = session.directory.require("corpus", f"teacher {config.name}")
+    session.directory.require("corpus", f"teacher {config.name}")
     parts = {**_parts(session, "teacher", config.teacher.model), "labels": list(config.data.labels)}
     title = f"A  teacher: {_short(config.teacher.model)} on {config.data.n_seed:,} labelled rows"
-    job = partial(teach, config, corpus)
-    _train(session, "teacher", title, parts, job, config.teacher.train)
+    _train(session, "teacher", title, parts, partial(teach, config), ["corpus"])
 
 
 def train_generator(session: Session) -> None:
     """Stage B."""
     config = session.config
-    corpus = session.directory.require("corpus", f"generator {config.name}")
+    session.directory.require("corpus", f"generator {config.name}")
     parts = _parts(session, "generator", config.generator.model)
     parts["control_tokens"] = control_tokens(config)
     del parts["generator"]["prompts"]  # they are used in synthesis alone
     title = f"B  generator: {_short(config.generator.model)}, a control token a class"
-    job = partial(adapt, config, corpus)
-    _train(session, "generator", title, parts, job, config.generator.train)
+    _train(session, "generator", title, parts, partial(adapt, config), ["corpus"])
 
 
 def distil_students(session: Session) -> None:
@@ -57,9 +59,9 @@ def control_tokens(config: RunConfig) -> list[str]:
 
 def _distil(session: Session, arm: Arm) -> None:
     config, directory = session.config, session.directory
-    corpus = directory.require("corpus", f"distil {config.name}")
+    directory.require("corpus", f"distil {config.name}")
     teacher = directory.require("teacher", f"teacher {config.name}")
-    dataset = directory.require("dataset", f"synthesize {config.name}")
+    directory.require("dataset", f"synthesize {config.name}")
     parts = {
         **_parts(session, "student", config.student.model),
         "dataset": fingerprint(directory.read_stamp("dataset")),
@@ -70,9 +72,8 @@ def _distil(session: Session, arm: Arm) -> None:
     if arm.soft:
         parts["alpha"] = config.distil.alpha
         parts["temperature"] = config.distil.temperature
-    job = partial(distil, config, arm, corpus, dataset, teacher)
-    title = f"E  {arm.title}"
-    _train(session, arm.name, title, parts, job, config.student.train)
+    inputs = ["corpus", "dataset", "teacher"]
+    _train(session, arm.name, f"E  {arm.title}", parts, partial(distil, config, arm), inputs)
 
 
 def _parts(session: Session, section: str, model: str) -> dict[str, Any]:
@@ -89,17 +90,23 @@ def _parts(session: Session, section: str, model: str) -> dict[str, Any]:
 
 
 def _train(
-    session: Session, name: str, title: str, parts: dict[str, Any], job: Any, train: TrainConfig
+    session: Session,
+    name: str,
+    title: str,
+    parts: dict[str, Any],
+    job: Job,
+    inputs: Sequence[str],
 ) -> None:
-    """Run `job(out=…, work=…, report=…)` on Ray Train, unless that was done; follow it.
+    """Run `job(*inputs, out=…, work=…, report=…)` on Ray Train, unless that was done; follow it.
 
-    Checkpoints lie in a directory of the run that is removed with the training's end.
+    Inputs are finished stages. Checkpoints lie in a directory of the run that is removed with the
+    training's end.
     """
-    place = f".training/{name}"
+    section = name if name in ("teacher", "generator") else "student"
+    train: TrainConfig = getattr(session.config, section).train
+    directory, place = session.directory, f".training/{name}"
 
     def build(out: Path, log: StageLog) -> None:
-        work = session.directory.begin(place, parts)
-
         def follow(entry: dict[str, Any]) -> None:
             session.console.progress(training_line(entry))
             log.metrics(entry, step=int(entry["step"]))
@@ -109,19 +116,27 @@ def _train(
                 "restart", f"   {reason}; going on from the last checkpoint", times=times
             )
 
+        work, made, run = directory.begin(place, parts), out, partial(run_here, job)
+        paths = [directory.stage(i) for i in inputs]
+        if directory.uri is not None and len(cluster_resources().node_cpus) > 1:
+            work = directory.uri / f"{place}-{fingerprint(parts)[:12]}"
+            made, run = directory.uri / f"{place}.out", partial(run_from_store, job)
+            paths = [directory.shared(i) for i in inputs]
         begun = read_progress(work)
         if begun.step:
             session.console.note(f"   going on from the checkpoint at step {begun.step}")
-        run_training(
-            lambda report: job(out=out, work=work, report=report), train, work, follow, restarted
-        )
+        run_training(partial(run, paths, made, work), train, work, follow, restarted)
+        if made is not out:
+            download_files(made, out)
+            remove_tree(made)
+            remove_tree(work)
         write_text(out / "README.md", model_card(session.config, name, out))
         log.metrics(
             {k: v for k, v in read_json(out / "metrics.json").items() if k != "evaluations"}
         )
 
     session.do(name, title, parts, build)
-    shutil.rmtree(session.directory.path / place, ignore_errors=True)
+    shutil.rmtree(directory.path / place, ignore_errors=True)
 
 
 def _short(reference: str) -> str:

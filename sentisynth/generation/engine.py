@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth.config.types import RunConfig, SamplingConfig
 from sentisynth.data.units import Unit
@@ -16,7 +16,7 @@ from sentisynth.generation.gpt2 import check_config
 from sentisynth.generation.hf_engine import TransformersEngine
 from sentisynth.models.devices import best_device, inference_dtype
 from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
-from sentisynth.models.loading import load_tokenizer
+from sentisynth.models.loading import load_tokenizer, read_config
 
 _LONGEST_PROMPT, _LEAST_ROWS = 32, 8
 
@@ -84,14 +84,14 @@ def choose_engine(name: str, model_type: str) -> str:
 
 def engine_of(path: Path, name: str) -> str:
     """The engine that runs the model in `path`; its weights are not read."""
-    return choose_engine(name, AutoConfig.from_pretrained(path, local_files_only=True).model_type)
+    return choose_engine(name, read_config(path).model_type)
 
 
 def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int) -> int:
     """The largest batch, `most` or a half, a quarter … of it and at least eight, that the generator
     in `path` is likely to run in so many bytes.
     """
-    model = AutoConfig.from_pretrained(path, local_files_only=True).get_text_config()
+    model = read_config(path).get_text_config()
     width, layers = model.hidden_size, model.num_hidden_layers
     weights = 4 * (model.vocab_size + 12 * layers * width) * width
     longest = config.synthesis.sampling.max_new_tokens + _LONGEST_PROMPT
@@ -108,7 +108,7 @@ def check_generator(path: Path, config: RunConfig) -> None:
 
     The engine runs its architecture, it knows the control tokens, and each prompt leaves room.
     """
-    tokenizer, model = load_tokenizer(path), AutoConfig.from_pretrained(path, local_files_only=True)
+    tokenizer, model = load_tokenizer(path), read_config(path)
     if choose_engine(config.synthesis.engine, model.model_type) == "batch":
         check_config(model)
     room = getattr(model, "max_position_embeddings", None)

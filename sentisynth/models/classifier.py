@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from sentisynth.errors import ModelError
-from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
+from sentisynth.models.loading import load_pretrained, load_tokenizer, read_config, resolve_model
 
 FRESH, FIRST_LAYERS = "fresh:", "teacher:"
 FRESH_POSITIONS = 512
@@ -52,9 +52,7 @@ def load_classifier(
     if reference.startswith(FIRST_LAYERS):
         assert teacher is not None
         path = teacher
-        names["num_hidden_layers"] = first_layers(
-            reference, AutoConfig.from_pretrained(teacher, local_files_only=True)
-        )
+        names["num_hidden_layers"] = first_layers(reference, read_config(teacher))
     else:
         path = resolve_model(reference)
     tokenizer = load_tokenizer(path)
@@ -127,7 +125,7 @@ def load_verifier(path: Path, n_labels: int) -> tuple[PreTrainedModel, PreTraine
 
 def check_verifier(path: Path, n_labels: int) -> None:
     """Raise ModelError unless a fine-tuned classifier has K = n_labels; weights are not read."""
-    found = AutoConfig.from_pretrained(path, local_files_only=True).num_labels
+    found = read_config(path).num_labels
     if found != n_labels:
         raise ModelError(
             f"the teacher in {path} has {found} classes, the data {n_labels}; "

@@ -57,16 +57,25 @@ def resolve_config(reference: str) -> Any:
     Raises ModelError.
     """
     local = reference.startswith(("package:", ".", "/", "~")) or Path(reference).is_dir()
+    if local:
+        return read_config(resolve_model(reference))
     try:
-        if local:
-            return AutoConfig.from_pretrained(resolve_model(reference), local_files_only=True)
-        return AutoConfig.from_pretrained(reference)
+        return AutoConfig.from_pretrained(reference, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"the configuration of {reference!r} could not be read ({reason}); check the name and "
             f"the network"
         ) from None
+
+
+def read_config(path: Path) -> Any:
+    """A model directory's configuration. Raises ModelError."""
+    try:
+        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"{path} has a config.json that does not load: {reason}") from None
 
 
 def _download(reference: str) -> Path:
@@ -117,7 +126,12 @@ def load_pretrained(
     """`auto_class.from_pretrained` from safetensors. Raises ModelError."""
     try:
         return auto_class.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, local_files_only=True, **options
+            path,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            **options,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
@@ -135,7 +149,9 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> Non
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     """A model directory's tokenizer, with a pad token (the end-of-text token if it has none)."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} has no tokenizer that loads: {str(error)[:300]}") from None
     if not tokenizer("a good film", add_special_tokens=False)["input_ids"]:
@@ -149,11 +165,7 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 def check_length(path: Path, max_length: int, key: str) -> None:
     """Raise ModelError unless the model in a directory takes sequences of `max_length` tokens."""
-    try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path} has a config.json that does not load: {reason}") from None
+    config = read_config(path)
     most = getattr(config, "max_position_embeddings", None) or max_length
     if config.model_type in _OFFSET_POSITIONS:  # positions are counted from the pad token's id on
         most -= (config.pad_token_id or 0) + 1

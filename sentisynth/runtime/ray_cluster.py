@@ -219,6 +219,17 @@ def place_training(config: TrainConfig, resources: Resources) -> dict[str, float
     }
 
 
+def check_one_node(config: TrainConfig, placed: dict[str, float], resources: Resources) -> None:
+    """Raise PlacementError unless one node holds all workers of a training."""
+    cpus, gpus = (config.workers * placed[kind] for kind in ("CPU", "GPU"))
+    if not resources.holds(cpus, gpus):
+        raise PlacementError(
+            f"{config.workers} training workers need {cpus:g} CPUs and {gpus:g} GPUs on one node, "
+            f"since the run lies in an object store; lower train.workers, or give --out on a file "
+            f"system that all nodes share"
+        )
+
+
 def _slots(resources: Resources, cpus: float, gpus: float) -> int:
     """How many processes with these fit on the nodes."""
     return sum(

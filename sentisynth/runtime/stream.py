@@ -51,6 +51,7 @@ from sentisynth.runtime.ray_cluster import (
 )
 
 _TICK_S = 1.0
+_GENERATORS_A_HELPER = 16  # that one process which screens, or writes, keeps up with
 _LONGEST_END_S = 600.0  # that units at work may take to finish when no more are wanted
 _HOPELESS_RESTARTS = 10  # of actors, a pool's largest size each, without a finished unit
 
@@ -89,9 +90,7 @@ def stream_pools(
     placement = place_stream(synthesis, cluster_resources())
     texts = [ray.put((evaluation_texts, seed_texts))]
 
-    def small(cpus: float) -> PoolPlacement:
-        return PoolPlacement(min_actors=1, max_actors=1, cpus=cpus, gpus=0)
-
+    n = placement.generate.max_actors
     return [
         StreamPool(
             name="generate",
@@ -101,7 +100,7 @@ def stream_pools(
         StreamPool(
             name="screen",
             build=partial(build_screen, synthesis.screens, texts),
-            placed=small(SCREEN_CPUS),
+            placed=helpers(SCREEN_CPUS, n),
         ),
         StreamPool(
             name="verify", build=partial(build_verify, teacher, config), placed=placement.verify
@@ -109,9 +108,15 @@ def stream_pools(
         StreamPool(
             name="write",
             build=partial(build_write, pool, plan, synthesis.screens.near_duplicates),
-            placed=small(WRITE_CPUS),
+            placed=helpers(WRITE_CPUS, n),
         ),
     ]
+
+
+def helpers(cpus: float, n_generators: int) -> PoolPlacement:
+    """Actors of the stages that have no model: one, and more for many generators."""
+    most = -(-n_generators // _GENERATORS_A_HELPER)
+    return PoolPlacement(min_actors=1, max_actors=most, cpus=cpus, gpus=0)
 
 
 class UnitStream:

@@ -6,84 +6,79 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import write_json
 from sentisynth.errors import RunDirectoryError, TrackingError
+from sentisynth.runtime.outbox import Outbox
 from sentisynth.seeding import fingerprint
 
-_PARENT = "mlflow.parentRunId"
+PARENT = "mlflow.parentRunId"
+_KEY = "sentisynth_key"
+_PASSWORD = re.compile(r"//[^/@\s:]*:[^/@\s]+@")
 _ILLEGAL = re.compile(r"[^a-zA-Z0-9_\-. ]")
 _LONGEST_KEY, _LONGEST_VALUE = 240, 6000
+_NEVER = (400, 404, 409, 413)  # what a store answers to what it will not take later either
 
 
 class StageLog:
-    """The MLflow run of one stage."""
+    """The MLflow run of one stage. What the store does not take now is kept and sent later."""
 
-    def __init__(self, client: Any, uri: str, run_id: str) -> None:
-        self._client, self._uri, self._run_id = client, uri, run_id
+    def __init__(self, outbox: Outbox, key: str) -> None:
+        self._outbox, self._key = outbox, key
 
     def metrics(self, figures: dict[str, Any], step: int = 0) -> None:
         """Numbers of a nested mapping under dotted names; what is no number is left out."""
-        from mlflow.entities import Metric
-
         now = int(time.time() * 1000)
-        numbers = {
-            _key(name): float(value)
+        rows = [
+            [_key(name), float(value), now, step]
             for name, value in flatten(figures).items()
             if isinstance(value, int | float) and not isinstance(value, bool)
-        }
-        entries = [Metric(name, value, now, step) for name, value in numbers.items()]
-        with _store(self._uri):
-            for start in range(0, len(entries), 500):
-                self._client.log_batch(self._run_id, metrics=entries[start : start + 500])
+        ]
+        for start in range(0, len(rows), 500):
+            self._put("metrics", rows=rows[start : start + 500])
 
     def params(self, values: dict[str, Any]) -> None:
         """A nested mapping under dotted names."""
-        from mlflow.entities import Param
-
-        entries = [
-            Param(_key(name), str(value)[:_LONGEST_VALUE])
-            for name, value in flatten(values).items()
-        ]
-        with _store(self._uri):
-            for start in range(0, len(entries), 100):
-                self._client.log_batch(self._run_id, params=entries[start : start + 100])
+        rows = [[_key(n), str(value)[:_LONGEST_VALUE]] for n, value in flatten(values).items()]
+        for start in range(0, len(rows), 100):
+            self._put("params", rows=rows[start : start + 100])
 
     def dataset(self, name: str, path: Path, digest: str, n_rows: int) -> None:
         """A data file that went in, with its sha256."""
-        from mlflow.entities import Dataset, DatasetInput
-
-        entry = Dataset(
-            name=name,
-            digest=digest[:36],
-            source_type="local",
-            source=json.dumps({"uri": str(path)}),
-            profile=json.dumps({"num_rows": n_rows, "sha256": digest}),
-        )
-        with _store(self._uri):
-            self._client.log_inputs(self._run_id, datasets=[DatasetInput(entry)])
+        self._put("dataset", name=name, path=str(path), digest=digest, n_rows=n_rows)
 
     def artifacts(self, path: Path, name: str) -> None:
         """A directory or a file that came out."""
-        with _store(self._uri):
-            if path.is_dir():
-                self._client.log_artifacts(self._run_id, str(path), name)
-            else:
-                self._client.log_artifact(self._run_id, str(path))
+        self._put("artifacts", path=str(path), name=name)
+
+    def tag(self, name: str, value: str) -> None:
+        """A text that can be searched for."""
+        self._put("tag", name=name, value=value)
+
+    def end(self, status: str) -> None:
+        """FINISHED, FAILED or KILLED."""
+        self._put("end", status=status, time=int(time.time() * 1000))
+
+    def _put(self, what: str, **values: Any) -> None:
+        self._outbox.put({"what": what, "run": self._key, **values})
 
 
 class Tracker:
     """The parent run of a run directory. The same configuration goes on with the same MLflow run,
     another one (after --overwrite) starts a new one.
+
+    Raises TrackingError if the store does not answer at the start; later it may be away.
     """
 
     def __init__(self, config: RunConfig, directory: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         from mlflow import MlflowClient
 
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # what they say is raised, too
@@ -92,8 +87,9 @@ class Tracker:
         own = directory / "mlflow"
         given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         is_own = given is None
-        self.uri = uri = given or f"sqlite:///{own / 'mlflow.db'}"
-        with _store(uri):
+        uri = given or f"sqlite:///{own / 'mlflow.db'}"
+        self.uri = without_secrets(uri)
+        with store(self.uri):
             if is_own:
                 _make_store(own / "mlflow.db")
             self.client = MlflowClient(tracking_uri=uri)
@@ -102,41 +98,93 @@ class Tracker:
             )
         self._file = directory / "mlflow.json"
         self._identity = {
-            "uri": uri,
+            "uri": self.uri,
             "experiment": config.tracking.experiment,
             "config": fingerprint(config.model_dump(mode="json")),
         }
+        self._ids: dict[str, str] = {}
+        self.outbox = Outbox(directory / "mlflow-pending.jsonl", self._send)
         self.run_id = self._continued() or self._started(config)
-        self.log = StageLog(self.client, self.uri, self.run_id)
+        self.log = StageLog(self.outbox, self.run_id)
+        self.outbox.flush()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageLog]:
         """A child run, ended with what happened in the block."""
-        with _store(self.uri):
-            run = self.client.create_run(
-                self.experiment, tags={_PARENT: self.run_id, "stage": name}, run_name=name
-            )
-        with self._ending(run.info.run_id):
-            yield StageLog(self.client, self.uri, run.info.run_id)
+        log = self.child(name, self.run_id, {"stage": name})
+        with self._ending(log):
+            yield log
+
+    def child(self, name: str, parent: str, tags: dict[str, str]) -> StageLog:
+        """A new run below another one."""
+        key = f"{name}-{time.time_ns()}"
+        tags = {PARENT: parent, _KEY: key, **tags}
+        self.outbox.put(
+            {"what": "start", "run": key, "tags": tags, "name": name, "time": time.time()}
+        )
+        return StageLog(self.outbox, key)
 
     @contextmanager
     def parent(self) -> Iterator[None]:
         """The parent run, ended with what happened in the block."""
-        with self._ending(self.run_id):
+        with self._ending(self.log):
             yield
+        self.outbox.flush()
 
     @contextmanager
-    def _ending(self, run_id: str) -> Iterator[None]:
+    def _ending(self, log: StageLog) -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            stopped = isinstance(error, KeyboardInterrupt)
-            # what happened in the block is what matters
-            with suppress(TrackingError), _store(self.uri):
-                self.client.set_terminated(run_id, "KILLED" if stopped else "FAILED")
+            log.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
-        with _store(self.uri):
-            self.client.set_terminated(run_id, "FINISHED")
+        log.end("FINISHED")
+
+    def _send(self, entry: dict[str, Any]) -> None:
+        """Do what an entry of the outbox says. What the store will never take is left out."""
+        from mlflow.exceptions import MlflowException
+
+        with store(self.uri):
+            try:
+                self._do(entry)
+            except MlflowException as error:
+                if error.get_http_status_code() not in _NEVER:
+                    raise
+
+    def _do(self, entry: dict[str, Any]) -> None:
+        from mlflow.entities import Metric, Param
+
+        what = entry["what"]
+        if what == "start":
+            started = int(entry["time"] * 1000)
+            run = self.client.create_run(
+                self.experiment, started, tags=entry["tags"], run_name=entry["name"]
+            )
+            self._ids[entry["run"]] = run.info.run_id
+            return
+        run_id = self._ids.get(entry["run"]) or self._run_of(entry["run"])
+        if what == "metrics":
+            metrics = [Metric(*row) for row in entry["rows"]]
+            self.client.log_batch(run_id, metrics=metrics)
+        elif what == "params":
+            self.client.log_batch(run_id, params=[Param(*row) for row in entry["rows"]])
+        elif what == "dataset":
+            self.client.log_inputs(run_id, datasets=[_dataset(entry)])
+        elif what == "artifacts" and Path(entry["path"]).is_dir():
+            self.client.log_artifacts(run_id, entry["path"], entry["name"])
+        elif what == "artifacts" and Path(entry["path"]).is_file():
+            self.client.log_artifact(run_id, entry["path"])
+        elif what == "tag":
+            self.client.set_tag(run_id, entry["name"], entry["value"])
+        elif what == "end":
+            self.client.set_terminated(run_id, entry["status"], entry["time"])
+
+    def _run_of(self, key: str) -> str:
+        """The run of a child that another process began; another run's key is its own id."""
+        if "-" not in key:
+            return key
+        found = self.client.search_runs([self.experiment], f"tags.{_KEY} = '{key}'", max_results=1)
+        return str(found[0].info.run_id) if found else self.run_id
 
     def _experiment_id(self, name: str, artifacts: str | None) -> str:
         found = self.client.get_experiment_by_name(name)
@@ -163,107 +211,31 @@ class Tracker:
         return run_id
 
     def _started(self, config: RunConfig) -> str:
-        run = self.client.create_run(self.experiment, run_name=config.name)
+        with store(self.uri):
+            run = self.client.create_run(self.experiment, run_name=config.name)
         run_id = str(run.info.run_id)
         write_json(self._file, {**self._identity, "run_id": run_id})
-        StageLog(self.client, self.uri, run_id).params(config.model_dump(mode="json"))
+        StageLog(self.outbox, run_id).params(config.model_dump(mode="json"))
         return run_id
 
 
-class SweepLog:
-    """The MLflow run of a sweep, and below it one run a trial, each once whatever is resumed."""
+def without_secrets(uri: str) -> str:
+    """A URI whose user and password, if it has them, are not told."""
+    return _PASSWORD.sub("//***@", uri)
 
-    def __init__(self, tracker: Tracker, kind: str, file: Path) -> None:
-        self._tracker, self._client, self._uri = tracker, tracker.client, tracker.uri
-        self._kind = kind
-        with _store(self._uri):
-            self.run_id = self._known(file) or self._started(file)
-            runs = self._client.search_runs(
-                [tracker.experiment], f"tags.`{_PARENT}` = '{self.run_id}'", max_results=50000
-            )
-            self._logged = {run.data.tags["trial"] for run in runs if run.info.status == "FINISHED"}
-            for run in runs:
-                if run.info.status != "FINISHED":  # cut off in the writing
-                    self._client.delete_run(run.info.run_id)
 
-    def record(self, path: Path) -> None:
-        """Log a concluded trial from its file, unless that was done."""
-        if path.stem in self._logged or not path.is_file():
-            return
-        from mlflow.entities import Metric, Param
+def _dataset(entry: dict[str, Any]) -> Any:
+    from mlflow.entities import Dataset, DatasetInput
 
-        result = json.loads(path.read_text(encoding="utf-8"))
-        with _store(self._uri):
-            tags = {_PARENT: self.run_id, "trial": path.stem}
-            run = self._client.create_run(self._tracker.experiment, tags=tags, run_name=path.stem)
-            now = int(time.time() * 1000)
-            metrics = [
-                Metric(_key(name), float(value), now, int(entry["step"]))
-                for entry in result["evaluations"]
-                for name, value in entry.items()
-                if name not in ("step", "total_steps")
-            ]
-            for name, value in (result["best"] or {}).items():
-                metrics.append(Metric(_key(f"best.{name}"), float(value), now, 0))
-            metrics.append(Metric("seconds", float(result["seconds"]), now, 0))
-            parameters = flatten(result["trial"]).items()
-            params = [Param(_key(name), str(value)) for name, value in parameters]
-            self._client.log_batch(run.info.run_id, params=params)
-            for start in range(0, len(metrics), 500):
-                self._client.log_batch(run.info.run_id, metrics=metrics[start : start + 500])
-            if result["error"]:
-                self._client.set_tag(run.info.run_id, "error", result["error"])
-            self._client.set_terminated(run.info.run_id, "FINISHED")
-        self._logged.add(path.stem)
-
-    def conclude(self, summary: dict[str, Any], out: Path, register: str) -> None:
-        """The best setting, its figures, what was written of the sweep; and the best student as a
-        version of the registered model `register`, with the alias `best`, if it has a name.
-        """
-        log = StageLog(self._client, self._uri, self.run_id)
-        best = summary["best"]
-        log.metrics({"best": {"mean": best["mean"], "std": best["std"]}})
-        tested = [entry["test_macro_f1"] for entry in summary["test"]]
-        log.metrics({"best": {"test_macro_f1": sum(tested) / len(tested)}})
-        for name in ("summary.json", "results.csv", "report.html"):
-            log.artifacts(out / name, "")
-        log.artifacts(out / "student", "student")
-        with _store(self._uri):
-            self._client.set_tag(self.run_id, "best", json.dumps(best["point"]))
-            self._client.set_terminated(self.run_id, "FINISHED")
-            if register:
-                self._register(register)
-
-    def _register(self, name: str) -> None:
-        if not self._client.search_registered_models(f"name = '{name}'"):
-            self._client.create_registered_model(name)
-        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/student"
-        version = self._client.create_model_version(name, source, self.run_id)
-        self._client.set_registered_model_alias(name, "best", version.version)
-
-    def _known(self, file: Path) -> str | None:
-        if not file.is_file():
-            return None
-        from mlflow.exceptions import MlflowException
-
-        known = json.loads(file.read_text(encoding="utf-8"))
-        run_id = str(known["run_id"])
-        if known.get("experiment") != self._tracker.experiment:
-            return None
-        try:
-            self._client.update_run(run_id, status="RUNNING")
-        except MlflowException:  # of another store
-            return None
-        return run_id
-
-    def _started(self, file: Path) -> str:
-        tags = {_PARENT: self._tracker.run_id, "sweep": self._kind}
-        run = self._client.create_run(
-            self._tracker.experiment, tags=tags, run_name=f"sweep {self._kind}"
+    return DatasetInput(
+        Dataset(
+            name=entry["name"],
+            digest=entry["digest"][:36],
+            source_type="local",
+            source=json.dumps({"uri": entry["path"]}),
+            profile=json.dumps({"num_rows": entry["n_rows"], "sha256": entry["digest"]}),
         )
-        known = {"run_id": run.info.run_id, "experiment": self._tracker.experiment}
-        write_json(file, known)
-        return str(run.info.run_id)
+    )
 
 
 def _make_store(file: Path) -> None:
@@ -282,7 +254,7 @@ def _make_store(file: Path) -> None:
 
 
 @contextmanager
-def _store(uri: str) -> Iterator[None]:
+def store(uri: str) -> Iterator[None]:
     """Say in a sentence what a store that cannot be used answers."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -290,7 +262,7 @@ def _store(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _PASSWORD.sub("//***@", " ".join(str(error).split()))[:300]
         raise TrackingError(
             f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
         ) from None

@@ -1,8 +1,10 @@
 """Ray Train: runs a training job of `training.jobs` on workers, and again if they are killed."""
 
 import logging
+import secrets
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,44 +20,50 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentisynth import signals
 from sentisynth.config.types import TrainConfig
+from sentisynth.data.storage import is_remote
 from sentisynth.errors import SentisynthError, TrainingError
 from sentisynth.models.devices import memory_guarded
 from sentisynth.runtime.actors import Reports
-from sentisynth.runtime.ray_cluster import cluster_resources, place_training
+from sentisynth.runtime.ray_cluster import check_one_node, cluster_resources, place_training
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.loop import Report
 
+Job = Callable[[Report, str], None]
 _POLL_S = 0.5
 _LESS_MEMORY = "lower train.micro_batch_size, or set train.gradient_checkpointing=true"
 _PEER_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 
 
 def run_training(
-    job: Callable[[Report], None],
+    job: Job,
     config: TrainConfig,
     work: Path,
     on_report: Report,
     on_restart: Callable[[int, str], None],
 ) -> None:
-    """Run `job(report)` on every worker and pass what the first one reports to `on_report`.
+    """Run `job(report, attempt)` on every worker; what the first reports goes to `on_report`.
 
-    The job keeps its checkpoints in `work`, which all nodes share. Workers that die are started
+    The job keeps its checkpoints in `work`: a directory that all nodes share, or a URI, and then
+    all workers are on one node. `attempt` names each start of them. Workers that die are started
     again, and `on_restart(times, reason)` is told, until that has happened `config.max_restarts`
     times in a row without a checkpoint between; a job's own error is raised at once. Ray Train's
     own retries do not tell the two apart. Raises the SentisynthError of a worker as it is, and
     TrainingError.
     """
-    placed = place_training(config, cluster_resources())
+    resources = cluster_resources()
+    placed = place_training(config, resources)
+    if is_remote(work):
+        check_one_node(config, placed, resources)
     with _passing_on(on_report) as reports:
 
-        def worker() -> None:
+        def worker(attempt: str) -> None:
             torch.set_num_threads(int(placed["CPU"]))
             first = ray.train.get_context().get_world_rank() == 0
             with memory_guarded("training", _LESS_MEMORY):
-                job(lambda entry: ray.get(reports.add.remote(entry)) if first else None)
+                job(lambda entry: ray.get(reports.add.remote(entry)) if first else None, attempt)
 
         deaths, times, step = 0, 0, read_progress(work).step
-        while (error := _attempt(worker, config.workers, placed, work / "ray")) is not None:
+        while (error := _attempt(worker, config.workers, placed, work)) is not None:
             reason = _death(error)
             reached = read_progress(work).step
             deaths = 1 if reached > step else deaths + 1
@@ -70,16 +78,20 @@ def run_training(
 
 
 def _attempt(
-    worker: Callable[[], None], workers: int, placed: dict[str, float], storage: Path
+    worker: Callable[[str], None], workers: int, placed: dict[str, float], work: Path
 ) -> TrainingFailedError | None:
     """Run it on all workers; returns the error if one of them was lost, raises any other."""
     logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+    # Ray Train's own notes; nothing of ours is in them
+    storage = Path(tempfile.mkdtemp()) if is_remote(work) else work / "ray"
+    attempt = secrets.token_hex(8)
     trainer = TorchTrainer(
-        worker,
+        lambda: worker(attempt),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
             use_gpu=placed["GPU"] > 0,
             resources_per_worker={k: v for k, v in placed.items() if v},
+            placement_strategy="STRICT_PACK" if is_remote(work) else "PACK",
         ),
         run_config=ray.train.RunConfig(
             storage_path=str(storage),

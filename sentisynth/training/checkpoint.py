@@ -22,7 +22,7 @@ from sentisynth.data.files import aside, read_json, write_json
 from sentisynth.errors import ModelError
 from sentisynth.training.engine import State
 
-_PROGRESS = "progress.json"
+PROGRESS = "progress.json"
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Progress:
 
 def read_progress(work: Path) -> Progress:
     """Where the training in a work directory stands; at step 0 if nothing is there."""
-    path = work / _PROGRESS
+    path = work / PROGRESS
     if not path.is_file():
         return Progress()
     try:
@@ -60,7 +60,7 @@ def commit(work: Path, progress: Progress, state: State | None, best: State | No
         _write(work / _best(progress.best_step), best)
     if state is not None:
         _write(work / _state(progress.step), state)
-    write_json(work / _PROGRESS, asdict(progress))
+    write_json(work / PROGRESS, asdict(progress))
     kept = {_best(progress.best_step), _state(progress.step)}
     for pattern in ("best-*.safetensors", "state-*.safetensors"):
         for path in work.glob(pattern):

@@ -76,7 +76,7 @@ def test_a_killed_worker_changes_nothing(
         work.mkdir()
         job = partial(dying, config, corpus, tmp_path / name, work, step=step)
         run_training(
-            lambda report, job=job: job(report=report),
+            lambda report, _, job=job: job(report=report),
             config.teacher.train,
             work,
             lambda _: None,
@@ -122,7 +122,7 @@ def test_a_killed_driver_changes_nothing(corpus: Path, tiny_bert: Path, tmp_path
 
 
 def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: None) -> None:
-    def job(report: Report) -> None:
+    def job(report: Report, _: str) -> None:
         time.sleep(3)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -135,7 +135,7 @@ def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: N
 
 
 def test_a_workers_own_mistake_is_not_tried_again(tmp_path: Path, ray_session: None) -> None:
-    def job(report: Report) -> None:
+    def job(report: Report, _: str) -> None:
         raise ModelError("no such thing")
 
     with pytest.raises(ModelError, match="^no such thing$"):
@@ -145,7 +145,7 @@ def test_a_workers_own_mistake_is_not_tried_again(tmp_path: Path, ray_session: N
 def test_a_report_that_cannot_be_passed_on_ends_no_training(
     tmp_path: Path, ray_session: None
 ) -> None:
-    def job(report: Report) -> None:
+    def job(report: Report, _: str) -> None:
         for step in range(3):
             report({"step": step})
         (tmp_path / "finished").touch()
@@ -169,7 +169,7 @@ from sentisynth.runtime.train import run_training
 
 with connected():
     try:
-        job = lambda report: os.kill(os.getpid(), signal.SIGKILL)
+        job = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
         run_training(job, TrainConfig(max_restarts=0), pathlib.Path(sys.argv[1]), print, print)
     except TrainingError as error:
         print(error)

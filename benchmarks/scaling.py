@@ -1,0 +1,170 @@
+"""The stream on 1 to 64 GPUs, simulated: how much of them it keeps busy.
+
+    python benchmarks/scaling.py [--gpus 1 8 64] [--generate-s S] [--verify-s S] [--json FILE]
+
+A SIMULATION. Nodes of eight GPUs that do not exist, all on this machine (`ray.cluster_utils`). Each
+GPU is a lock that its generator and its teacher take in turn, and hold for as long as a unit would
+take; what they hand on are distinct texts of 16 random words and random logits. Everything else is
+the real thing: plan, Ray Data, screens, Parquet files, receipts, duplicates, ledger, journal, all
+on this machine's cores, which a real cluster has more of. Ideal are GPUs / (generate + verify)
+units a second.
+"""
+
+import argparse
+import fcntl
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import ray
+from environment import environment
+from stream_overhead import free_generate, free_verify
+
+from sentisynth.config.load import load_config
+from sentisynth.data.pool import PoolReader
+from sentisynth.data.units import Unit
+from sentisynth.runtime.actors import build_screen, build_write
+from sentisynth.runtime.ray_cluster import (
+    SCREEN_CPUS,
+    WRITE_CPUS,
+    PoolPlacement,
+    cluster_resources,
+    connected,
+    place_stream,
+)
+from sentisynth.runtime.stream import StreamPool, UnitStream, helpers
+
+GPUS_A_NODE = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--generate-s", type=float, default=8.0, help="of a unit, on a GPU")
+    parser.add_argument("--verify-s", type=float, default=2.0, help="of a unit, on a GPU")
+    parser.add_argument("--unit-size", type=int, default=2048)
+    parser.add_argument("--units-a-gpu", type=int, default=8, help="measured, after two more")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    rows = []
+    print(f"{'GPUs':>5} {'units/s':>8} {'ideal':>7} {'efficiency':>10} {'candidates/s':>12}")
+    for gpus in arguments.gpus:
+        row = measured(arguments, gpus)
+        rows.append(row)
+        print(
+            f"{gpus:5} {row['units_per_s']:8.2f} {row['ideal_units_per_s']:7.2f} "
+            f"{row['efficiency']:10.3f} {row['candidates_per_s']:12,.0f}",
+            flush=True,
+        )
+    if arguments.json:
+        settings = {k: v for k, v in vars(arguments).items() if k != "json"}
+        result = {**environment(), "settings": settings, "rows": rows}
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+@contextmanager
+def simulated(gpus: int) -> Iterator[None]:
+    """A head without GPUs and nodes of up to eight."""
+    from ray.cluster_utils import Cluster
+
+    store = {"object_store_memory": 150 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **store})
+    left = gpus
+    while left > 0:
+        own = min(left, GPUS_A_NODE)
+        cluster.add_node(num_cpus=2 * own, num_gpus=own, **store)
+        left -= own
+    os.environ["RAY_ADDRESS"] = cluster.address
+    try:
+        with connected():
+            yield
+    finally:
+        del os.environ["RAY_ADDRESS"]
+        cluster.shutdown()
+
+
+def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
+    """Units in the middle of a stream, once every GPU has had one."""
+    config = load_config("quickstart", [f"synthesis.unit_size={arguments.unit_size}"])
+    unit_s = arguments.generate_s + arguments.verify_s
+    warm, wanted = 2 * gpus, arguments.units_a_gpu * gpus
+    with tempfile.TemporaryDirectory(prefix="scaling-") as directory, simulated(gpus):
+        pool, locks = Path(directory) / "pool", Path(directory)
+        placement = place_stream(config.synthesis, cluster_resources())
+        texts = [ray.put(([], []))]
+        n = placement.generate.max_actors
+        near = config.synthesis.screens.near_duplicates
+        stages: list[tuple[str, Any, PoolPlacement]] = [
+            (
+                "generate",
+                partial(on_gpu, free_generate, arguments.generate_s, locks),
+                placement.generate,
+            ),
+            (
+                "screen",
+                partial(build_screen, config.synthesis.screens, texts),
+                helpers(SCREEN_CPUS, n),
+            ),
+            ("verify", partial(on_gpu, free_verify, arguments.verify_s, locks), placement.verify),
+            ("write", partial(build_write, pool, "plan", near), helpers(WRITE_CPUS, n)),
+        ]
+        pools = [StreamPool(name=name, build=build, placed=p) for name, build, p in stages]
+        reader = PoolReader(pool, config, "plan")
+        stream = UnitStream(pools, n_labels=2, size=arguments.unit_size, done=set())
+        stream.want([warm + wanted] * 2)
+        done, started, cpu = 0, 0.0, 0.0
+        with stream:
+            for finished in stream:
+                if finished is None:
+                    continue
+                done += 1
+                reader.journal.add(finished.receipt)
+                reader.offer(finished.receipt)
+                if done == warm:
+                    started, cpu = time.monotonic(), time.process_time()
+                if done == warm + wanted:
+                    break
+            seconds = time.monotonic() - started
+            cpu = time.process_time() - cpu
+    rate = wanted / seconds
+    row = {
+        "gpus": gpus,
+        "units": wanted,
+        "units_per_s": rate,
+        "ideal_units_per_s": gpus / unit_s,
+        "efficiency": rate * unit_s / gpus,
+        "candidates_per_s": rate * arguments.unit_size,
+        "driver_cpu_ms_a_unit": 1000 * cpu / wanted,
+        "restarts": dict(stream.restarts),
+    }
+    print(row, file=sys.stderr, flush=True)
+    return row
+
+
+def on_gpu(build: Any, seconds: float, locks: Path) -> Any:
+    """A stage that holds its GPU for `seconds` a unit."""
+    stage = build()
+    node = ray.get_runtime_context().get_node_id()
+    (gpu,) = ray.get_gpu_ids()
+
+    def held(unit: Unit, table: pa.Table | None) -> pa.Table:
+        with (locks / f"gpu-{node}-{gpu}").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            until = time.monotonic() + seconds
+            made: pa.Table = stage(unit, table)
+            time.sleep(max(0.0, until - time.monotonic()))
+        return made
+
+    return held
+
+
+if __name__ == "__main__":
+    main()

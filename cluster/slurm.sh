@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=sentisynth
+#SBATCH --nodes=3
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --gpus-per-node=4
+#SBATCH --time=12:00:00
+# A Ray cluster for one command, on nodes that share a file system:
+#     sbatch cluster/slurm.sh run sst2 --out /shared/runs/sst2
+# The driver runs on the first node. Cut off by the time limit or a lost node, the same line goes on.
+set -euo pipefail
+
+if [[ $# -eq 0 ]]; then
+  echo "usage: sbatch cluster/slurm.sh COMMAND RECIPE [key=value ...] --out DIR" >&2
+  exit 2
+fi
+project=${SENTISYNTH_PROJECT:-$SLURM_SUBMIT_DIR}
+# shellcheck disable=SC1091
+source "$project/.venv/bin/activate"
+
+# a token for this job alone, that no other user can read
+umask 077
+mkdir -p "$HOME/.ray"
+RAY_AUTH_TOKEN_PATH=$(mktemp "$HOME/.ray/job-$SLURM_JOB_ID-XXXXXX")
+python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH RAY_USAGE_STATS_ENABLED=0
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+port=$((20000 + SLURM_JOB_ID % 20000))
+
+# one Ray process group a node; the command runs on the head once all nodes are there
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=0 \
+  ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
+  --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
+  --include-dashboard=false -- env RAY_ADDRESS="$address:$port" sentisynth "$@"

@@ -1,0 +1,108 @@
+"""`sentisynth submit`: the same command as a Ray job, with the code and the data that are here."""
+
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+
+import sentisynth
+from sentisynth.config.types import RunConfig
+from sentisynth.data.files import sha256_file
+from sentisynth.errors import JobError
+from sentisynth.runtime.jobs import Cluster
+from sentisynth.seeding import fingerprint
+
+RECIPE, _DATA = "recipe.yaml", "data"
+_MOST_BYTES = 200 * 2**20
+_LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
+_PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+
+
+def submit(
+    config: RunConfig, command: Sequence[str], options: Sequence[str], *, out: str, address: str
+) -> tuple[Cluster, str, bool]:
+    """Start `sentisynth COMMAND RECIPE OPTIONS --out OUT` as a job, unless the same is running.
+
+    The job gets this package, the resolved recipe, and the data files that it names. Returns the
+    cluster, the job's id, and whether it was running already. Raises JobError.
+    """
+    check_shared(out)
+    cluster = Cluster(address)
+    with tempfile.TemporaryDirectory(prefix="sentisynth-job-") as directory:
+        package = Path(directory)
+        digests = pack(config, package)
+        same = {
+            "command": [*command, *options],
+            "config": config.model_dump(mode="json", exclude={"data": {*digests}}),
+            "data": digests,
+            "out": out,
+        }
+        job = cluster.running(fingerprint(same))
+        if job is not None:
+            return cluster, job, True
+        line = ["python", "-m", "sentisynth.cli", *command, RECIPE, *options, "--out", out]
+        job = cluster.submit(shlex.join(line), package, _variables(), fingerprint(same))
+    return cluster, job, False
+
+
+def pack(config: RunConfig, package: Path) -> dict[str, str]:
+    """Fill a directory with what a job needs; returns the sha256 of each data file by its key.
+
+    That is this package (of its models, those that the recipe names), recipe.yaml and the local
+    data files: no run, no model of the user's. Raises JobError if it is too large.
+    """
+    source = Path(sentisynth.__file__).parent
+    shutil.copytree(source, package / source.name, ignore=_LEFT_OUT)
+    values = config.model_dump(mode="json")
+    named = [values[section]["model"] for section in ("teacher", "generator", "student")]
+    for model in (package / source.name / "resources").glob("*/config.json"):
+        if f"package:{model.parent.name}" not in named:
+            shutil.rmtree(model.parent)
+    digests = {}
+    for key in ("source", "validation", "test"):
+        path = Path(str(values["data"][key]))
+        if path.is_absolute() and path.is_file():
+            digests[key] = sha256_file(path)
+            place = Path(_DATA) / f"{key}-{path.name}"
+            (package / _DATA).mkdir(exist_ok=True)
+            shutil.copyfile(path, package / place)
+            values["data"][key] = str(place)
+    (package / RECIPE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    if size > _MOST_BYTES:
+        raise JobError(
+            f"the package for the job has {size / 2**20:.0f} MiB, at most "
+            f"{_MOST_BYTES / 2**20:.0f} are sent; put the data on storage that the cluster reads "
+            f"and name it there"
+        )
+    return digests
+
+
+def check_shared(out: str) -> None:
+    """Refuse a run directory that a job would make in its own folder. Raises JobError."""
+    parts = urlsplit(out)
+    if not parts.scheme and not out.startswith("/"):
+        raise JobError(
+            f"--out is {out or 'not given'}; a job needs storage that all nodes share: an absolute "
+            f"path or a URI such as s3://bucket/run"
+        )
+
+
+def _variables() -> dict[str, str]:
+    """What of this environment the job gets: where MLflow is, unless that holds a secret."""
+    found: dict[str, Any] = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    uri = found.get("MLFLOW_TRACKING_URI", "")
+    if urlsplit(uri).password:
+        raise JobError(
+            "MLFLOW_TRACKING_URI holds a password, and a job's settings can be read by all who see "
+            "the cluster; set it on the cluster's nodes, and unset it here"
+        )
+    if not uri.startswith(("http://", "https://", "databricks")):
+        found.pop("MLFLOW_TRACKING_URI", None)  # a file of this machine
+    return found

@@ -1,0 +1,115 @@
+"""Ray's Jobs API: a command runs on a cluster, and this process follows it."""
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sentisynth.data.text import shown
+from sentisynth.errors import JobError
+
+FINGERPRINT = "sentisynth"
+_PATIENCE_S = 600.0  # that a cluster may be unreachable while its job is followed
+_RETRY_S = 2.0
+_ENDS = {"STOPPED": 130, "FAILED": 1, "SUCCEEDED": 0}
+_INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets for the driver of a job
+
+
+def is_job() -> bool:
+    """Whether this process is the driver of a Ray job."""
+    return _INSIDE_A_JOB in os.environ
+
+
+class Cluster:
+    """The Jobs API at an address such as http://127.0.0.1:8265. Raises JobError.
+
+    Where the cluster asks for a token, Ray takes it from RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or
+    ~/.ray/auth_token, with RAY_AUTH_MODE=token.
+    """
+
+    def __init__(self, address: str) -> None:
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        try:
+            self._client = JobSubmissionClient(address)
+        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+            raise JobError(
+                f"no Ray Jobs API answers at {address} ({_short(error)}); give the dashboard's "
+                f"address as --address http://HOST:8265, and a token if the cluster asks for one"
+            ) from None
+
+    def running(self, fingerprint: str) -> str | None:
+        """The id of a job with this fingerprint that has not ended."""
+        for job in self._client.list_jobs():
+            known = (job.metadata or {}).get(FINGERPRINT)
+            if known == fingerprint and not job.status.is_terminal():
+                return job.submission_id
+        return None
+
+    def submit(
+        self, entrypoint: str, package: Path, variables: Mapping[str, str], fingerprint: str
+    ) -> str:
+        """Upload a directory, run a command in it on the head; returns the job's id."""
+        try:
+            job: str = self._client.submit_job(
+                entrypoint=entrypoint,
+                runtime_env={"working_dir": str(package), "env_vars": dict(variables)},
+                metadata={FINGERPRINT: fingerprint},
+                submission_id=f"sentisynth-{fingerprint[:8]}-{int(time.time())}",
+            )
+        except (RuntimeError, OSError) as error:
+            raise JobError(f"{self.address} took no job ({_short(error)})") from None
+        return job
+
+    def follow(self, job: str) -> int:
+        """Print what the job says until it ends; returns its exit status.
+
+        A connection that is lost is made again, for ten minutes; the job goes on meanwhile.
+        """
+        seen, lost = 0, 0.0
+        while True:
+            try:
+                seen += asyncio.run(self._print_from(job, seen))
+                info = self._client.get_job_info(job)
+                lost = 0.0
+            except (RuntimeError, OSError) as error:
+                lost = lost or time.monotonic()
+                if time.monotonic() - lost > _PATIENCE_S:
+                    raise JobError(
+                        f"{self.address} does not answer any more ({_short(error)}); the job "
+                        f"{job} may be at work: the same command follows it again"
+                    ) from None
+                time.sleep(_RETRY_S)
+                continue
+            if info.status.is_terminal():
+                return self._status_of(job, info)
+            time.sleep(_RETRY_S / 4)
+
+    async def _print_from(self, job: str, seen: int) -> int:
+        """Print what comes after the first `seen` characters; returns how many that were."""
+        printed = passed = 0
+        async with contextlib.aclosing(self._client.tail_job_logs(job)) as parts:
+            async for part in parts:
+                new = part[max(0, seen - passed) :]
+                passed += len(part)
+                printed += len(new)
+                sys.stdout.write(shown(new))
+                sys.stdout.flush()
+        return printed
+
+    def _status_of(self, job: str, info: Any) -> int:
+        status = _ENDS[info.status.value]
+        if info.driver_exit_code:
+            return int(info.driver_exit_code)
+        if status and info.message:
+            sys.stderr.write(f"sentisynth: job {job}: {info.message.strip()}\n")
+        return status
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

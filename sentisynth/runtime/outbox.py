@@ -1,0 +1,75 @@
+"""What is to be recorded, in order; what a store does not take is kept in a file and sent later."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sentisynth.data.files import write_text
+from sentisynth.errors import RunDirectoryError, TrackingError
+
+Entry = dict[str, Any]
+_REST_S = 30.0  # after a store did not answer, before it is asked again
+
+
+class Outbox:
+    """Entries for `send`, which raises TrackingError if the store does not answer.
+
+    An entry is a mapping that JSON holds. Those of a process that ended before the store answered
+    are in `file`, and go first.
+    """
+
+    def __init__(self, file: Path, send: Callable[[Entry], None]) -> None:
+        self._file, self._send = file, send
+        self._lock = threading.RLock()
+        self._kept = file.is_file()
+        self._entries: list[Entry] = _read(file) if self._kept else []
+        self._failed_at = 0.0
+        self.error: TrackingError | None = None
+        """Why the last entry was not taken."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def put(self, entry: Entry) -> None:
+        """Send an entry after all before it, now or later."""
+        with self._lock:
+            self._entries.append(entry)
+            if not self._failed_at or time.monotonic() - self._failed_at > _REST_S:
+                self.flush()
+            else:
+                with self._file.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(entry) + "\n")
+
+    def flush(self) -> bool:
+        """Send what is here; returns whether nothing is left."""
+        with self._lock:
+            sent = 0
+            try:
+                for entry in self._entries:
+                    self._send(entry)
+                    sent += 1
+            except TrackingError as error:
+                self.error, self._failed_at = error, time.monotonic()
+            else:
+                self.error, self._failed_at = None, 0.0
+            del self._entries[:sent]
+            if self._entries:
+                write_text(self._file, "".join(json.dumps(e) + "\n" for e in self._entries))
+            elif self._kept:
+                self._file.unlink(missing_ok=True)
+            self._kept = bool(self._entries)
+            return not self._entries
+
+
+def _read(file: Path) -> list[Entry]:
+    try:
+        text = file.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
+        return [dict(json.loads(line)) for line in whole.splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise RunDirectoryError(
+            f"{file}, records that MLflow did not take yet, cannot be read ({error}); remove it"
+        ) from None

@@ -1,0 +1,92 @@
+"""A sweep in MLflow: a run of its own, and below it one run a trial, each once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sentisynth.data.files import write_json
+from sentisynth.errors import TrackingError
+from sentisynth.runtime.tracking import PARENT, StageLog, Tracker, store
+
+_FINISHED = "FINISHED"
+
+
+class SweepLog:
+    """The MLflow run of a sweep; whatever is resumed, a trial is recorded once."""
+
+    def __init__(self, tracker: Tracker, kind: str, file: Path) -> None:
+        self._tracker, self._client, self._uri = tracker, tracker.client, tracker.uri
+        self._kind = kind
+        with store(self._uri):
+            self.run_id = self._known(file) or self._started(file)
+            runs = self._client.search_runs(
+                [tracker.experiment], f"tags.`{PARENT}` = '{self.run_id}'", max_results=50000
+            )
+            self._logged = {run.data.tags["trial"] for run in runs if run.info.status == _FINISHED}
+            for run in runs:
+                if run.info.status != _FINISHED:  # cut off in the writing
+                    self._client.delete_run(run.info.run_id)
+
+    def record(self, path: Path) -> None:
+        """Log a concluded trial from its file, unless that was done."""
+        if path.stem in self._logged or not path.is_file():
+            return
+        result = json.loads(path.read_text(encoding="utf-8"))
+        log = self._tracker.child(path.stem, self.run_id, {"trial": path.stem})
+        log.params(result["trial"])
+        for entry in result["evaluations"]:
+            figures = {k: v for k, v in entry.items() if k not in ("step", "total_steps")}
+            log.metrics(figures, step=int(entry["step"]))
+        log.metrics({"best": result["best"] or {}, "seconds": result["seconds"]})
+        if result["error"]:
+            log.tag("error", result["error"])
+        log.end(_FINISHED)
+        self._logged.add(path.stem)
+
+    def conclude(self, summary: dict[str, Any], out: Path, register: str) -> None:
+        """The best setting, its figures, what was written of the sweep; and the best student as a
+        version of the registered model `register`, with the alias `best`, if it has a name.
+        """
+        log = StageLog(self._tracker.outbox, self.run_id)
+        best = summary["best"]
+        tested = [entry["test_macro_f1"] for entry in summary["test"]]
+        figures = {"mean": best["mean"], "std": best["std"]}
+        log.metrics({"best": {**figures, "test_macro_f1": sum(tested) / len(tested)}})
+        for name in ("summary.json", "results.csv", "report.html"):
+            log.artifacts(out / name, "")
+        log.artifacts(out / "student", "student")
+        log.tag("best", json.dumps(best["point"]))
+        log.end(_FINISHED)
+        if register:
+            with store(self._uri):
+                self._register(register)
+
+    def _register(self, name: str) -> None:
+        if not self._client.search_registered_models(f"name = '{name}'"):
+            self._client.create_registered_model(name)
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/student"
+        version = self._client.create_model_version(name, source, self.run_id)
+        self._client.set_registered_model_alias(name, "best", version.version)
+
+    def _known(self, file: Path) -> str | None:
+        if not file.is_file():
+            return None
+        known = json.loads(file.read_text(encoding="utf-8"))
+        run_id = str(known["run_id"])
+        if known.get("experiment") != self._tracker.experiment:
+            return None
+        try:
+            with store(self._uri):
+                self._client.update_run(run_id, status="RUNNING")
+        except TrackingError:  # of another store
+            return None
+        return run_id
+
+    def _started(self, file: Path) -> str:
+        tags = {PARENT: self._tracker.run_id, "sweep": self._kind}
+        run = self._client.create_run(
+            self._tracker.experiment, tags=tags, run_name=f"sweep {self._kind}"
+        )
+        known = {"run_id": run.info.run_id, "experiment": self._tracker.experiment}
+        write_json(file, known)
+        return str(run.info.run_id)

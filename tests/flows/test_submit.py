@@ -1,0 +1,169 @@
+"""Commands as Ray jobs, on a cluster of several nodes with token authentication."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sentisynth.cli import main
+from sentisynth.config.load import load_config
+from sentisynth.flows.submit import pack
+from tests.flows.nodes import RAY, Nodes, wait_for
+
+REPOSITORY = Path(__file__).parent.parent.parent
+SENTISYNTH = [sys.executable, "-W", "ignore", "-m", "sentisynth.cli"]
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    found = Nodes(tmp_path_factory.mktemp("nodes"))
+    found.add()
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def larger(quick_overrides: list[str]) -> list[str]:
+    """Overrides of a synthesis that takes long enough to lose a node in it."""
+    return [
+        *quick_overrides,
+        "synthesis.n_per_class=200",
+        "synthesis.max_candidates_per_class=3200",
+    ]
+
+
+@pytest.fixture(scope="module")
+def calm(
+    finished_run: Path, larger: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """sha256 of pool and dataset, made on this machine alone."""
+    out = trained(finished_run, tmp_path_factory.mktemp("calm") / "run")
+    assert main(["synthesize", "quickstart", *larger, "--out", str(out)]) == 0
+    return digests(out)
+
+
+def trained(run: Path, out: Path) -> Path:
+    """A copy of a run with teacher and generator alone."""
+    for name in ("corpus", "teacher", "generator"):
+        shutil.copytree(run / name, out / name)
+    return out
+
+
+def digests(out: Path) -> dict[str, str]:
+    stamp = json.loads((out / "dataset" / "stage.json").read_text())
+    manifest = json.loads((out / "pool" / "manifest.json").read_text())
+    return {"pool": manifest["sha256"], **stamp["files"]}
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "way", ["sentisynth submit", pytest.param("ray job submit", marks=pytest.mark.chaos)]
+)
+def test_a_job_that_loses_a_node_makes_the_same_bytes(
+    way: str,
+    nodes: Nodes,
+    finished_run: Path,
+    larger: list[str],
+    calm: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    out = trained(finished_run, tmp_path / "run")
+    lost = nodes.add()
+    command = ["synthesize", "quickstart", *larger, "--out", str(out)]
+    if way == "ray job submit":
+        command = [
+            *(*RAY, "job", "submit", "--address", nodes.address, "--working-dir", "."),
+            *("--", "python", "jobs/synthesize.py", *command[1:]),
+        ]
+    else:
+        command = [*SENTISYNTH, "submit", *command, "--address", nodes.address]
+    job = subprocess.Popen(
+        command, env=nodes.env, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    made = (out / "pool").rglob
+    wait_for(lambda: job.poll() is not None or len([*made("unit-*.parquet")]) > 3, "units", 240)
+    nodes.kill(lost)
+    told = job.communicate()[0].decode()
+    assert job.returncode == 0, told
+    assert "200 verified rows a class" in told
+    assert digests(out) == calm
+
+
+def test_a_job_that_fails_says_why_and_is_not_started_twice(
+    nodes: Nodes, small_data: Path, tmp_path: Path
+) -> None:
+    command = [*SENTISYNTH, "submit", "synthesize", "quickstart", "--address", nodes.address]
+    command += [f"data.source={small_data / 'train.parquet'}", f"--out={tmp_path / 'run'}"]
+    first = subprocess.run(
+        [*command, "--detach"], env=nodes.env, capture_output=True, text=True, check=True
+    )
+    again = subprocess.run(command, env=nodes.env, capture_output=True, text=True, check=False)
+    assert "was submitted" in first.stderr and "is running already" in again.stderr
+    assert first.stderr.split()[1] == again.stderr.split()[1]
+    assert again.returncode == 2
+    assert "sentisynth: 1000 rows were asked for" in again.stdout or "n_seed" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["cluster.nodes=9", "cluster.wait_s=1"], "2 of 9 nodes and 0 of 0 GPUs are there"),
+        (["--out", "memory://run"], "is not what these nodes see: 127.0.0.1 (FileNotFoundError"),
+    ],
+)
+def test_a_cluster_that_is_not_as_it_should_be_is_a_sentence(
+    arguments: list[str], said: str, nodes: Nodes, quick_overrides: list[str], tmp_path: Path
+) -> None:
+    command = [*SENTISYNTH, "submit", "teacher", "quickstart", "--address", nodes.address]
+    command += [*quick_overrides, "--out", str(tmp_path / "run"), *arguments]
+    job = subprocess.run(command, env=nodes.env, capture_output=True, text=True, check=False)
+    assert job.returncode == 2 and said in job.stdout
+
+
+def test_what_a_job_gets(
+    tmp_path: Path, small_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_config("quickstart", [f"data.source={small_data / 'train.parquet'}"])
+    pack(config, tmp_path / "package")
+    files = {
+        p.relative_to(tmp_path / "package").as_posix() for p in (tmp_path / "package").rglob("*")
+    }
+    assert {"recipe.yaml", "data/source-train.parquet", "sentisynth/cli.py"} <= files
+    assert "sentisynth/resources/gpt2-mini/model.safetensors" in files
+    assert not [f for f in files if "__pycache__" in f or f.startswith(".")]
+    hub = load_config("sst2", ["data.source=x:train"])
+    pack(hub, tmp_path / "small")
+    assert sum(p.stat().st_size for p in (tmp_path / "small").rglob("*") if p.is_file()) < 2**21
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "quickstart"], "--out is not given; a job needs storage that all nodes share"),
+        (["run", "quickstart", "--out", "runs/x"], "--out is runs/x; a job needs storage"),
+        (["run", "nosuch", "--out", "/x"], "there is no recipe or file 'nosuch'"),
+        (["run", "quickstart", "--out", "/x"], "no Ray Jobs API answers at http://127.0.0.1:9"),
+    ],
+)
+def test_mistakes_are_sentences(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["submit", *arguments, "--address", "http://127.0.0.1:9"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_secret_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nodes: Nodes
+) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, nodes.env[name])
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@mlflow.example")
+    arguments = ["submit", "run", "quickstart", "--out", "/x", "--address", nodes.address]
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "holds a password" in error and "hunter2" not in error

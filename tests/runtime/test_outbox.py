@@ -1,0 +1,69 @@
+"""Records that a store does not take are kept, in order, also for the next process."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sentisynth.errors import RunDirectoryError, TrackingError
+from sentisynth.runtime import outbox
+from sentisynth.runtime.outbox import Outbox
+
+
+class Store:
+    """Takes entries while it is `up`."""
+
+    def __init__(self) -> None:
+        self.up, self.asked = True, 0
+        self.taken: list[Any] = []
+
+    def send(self, entry: dict[str, Any]) -> None:
+        self.asked += 1
+        if not self.up:
+            raise TrackingError("no answer")
+        self.taken.append(entry["n"])
+
+
+def test_entries_go_out_at_once_and_leave_no_file(tmp_path: Path) -> None:
+    store = Store()
+    box = Outbox(tmp_path / "pending", store.send)
+    for n in range(3):
+        box.put({"n": n})
+    assert store.taken == [0, 1, 2] and not (tmp_path / "pending").exists()
+
+
+def test_a_store_that_is_away_is_not_asked_each_time_and_gets_all_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store()
+    box = Outbox(tmp_path / "pending", store.send)
+    box.put({"n": 0})
+    store.up = False
+    for n in range(1, 6):
+        box.put({"n": n})
+    assert store.asked == 2 and len(box) == 5 and str(box.error) == "no answer"
+    store.up = True
+    monkeypatch.setattr(outbox, "_REST_S", 0.0)
+    box.put({"n": 6})
+    assert store.taken == [*range(7)] and box.error is None
+    assert not (tmp_path / "pending").exists()
+
+
+def test_what_was_kept_is_sent_by_the_next_process(tmp_path: Path) -> None:
+    store = Store()
+    store.up = False
+    box = Outbox(tmp_path / "pending", store.send)
+    for n in range(4):
+        box.put({"n": n})
+    with (tmp_path / "pending").open("a") as stream:
+        stream.write('{"n": 4, "cut o')  # the process was killed in the writing
+    store.up = True
+    again = Outbox(tmp_path / "pending", store.send)
+    assert len(again) == 4 and again.flush()
+    assert store.taken == [0, 1, 2, 3] and not (tmp_path / "pending").exists()
+
+
+def test_a_file_of_something_else_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "pending").write_text("nonsense\n")
+    with pytest.raises(RunDirectoryError, match="records that MLflow did not take yet"):
+        Outbox(tmp_path / "pending", Store().send)

@@ -1,0 +1,171 @@
+"""Every file under cluster/ is read by what would read it, or by its schema."""
+
+import copy
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parent.parent
+CLUSTER = REPOSITORY / "cluster"
+BIN = Path(sys.executable).parent
+KUBERNETES = "1.33"
+
+# The fields of ray.io/v1 that the manifests may have, read off the types of KubeRay 1.6
+# (ray-operator/apis/ray/v1); pod templates are checked against Kubernetes' own schema.
+TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+COUNT = {"type": "integer", "minimum": 0}
+
+
+def closed(required: tuple[str, ...], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": list(required),
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+SPEC = closed(
+    ("headGroupSpec",),
+    rayVersion={"type": "string"},
+    authOptions=closed(("mode",), mode={"enum": ["token", "disabled"]}),
+    enableInTreeAutoscaling={"type": "boolean"},
+    autoscalerOptions=closed(
+        (), idleTimeoutSeconds=COUNT, upscalingMode={"enum": ["Default", "Conservative"]}
+    ),
+    headGroupSpec=closed(("template",), rayStartParams=TEXTS, template={"type": "object"}),
+    workerGroupSpecs={
+        "type": "array",
+        "items": closed(
+            ("groupName", "template"),
+            groupName={"type": "string"},
+            replicas=COUNT,
+            minReplicas=COUNT,
+            maxReplicas=COUNT,
+            rayStartParams=TEXTS,
+            template={"type": "object"},
+        ),
+    },
+)
+META = closed(("name",), name={"type": "string", "pattern": "^[a-z0-9-]{1,60}$"})
+CLUSTER_SCHEMA = closed(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayCluster"},
+    metadata=META,
+    spec=SPEC,
+)
+JOB_SCHEMA = closed(
+    ("apiVersion", "kind", "metadata", "spec"),
+    apiVersion={"const": "ray.io/v1"},
+    kind={"const": "RayJob"},
+    metadata=META,
+    spec=closed(
+        ("entrypoint", "rayClusterSpec"),
+        entrypoint={"type": "string"},
+        shutdownAfterJobFinishes={"type": "boolean"},
+        ttlSecondsAfterFinished=COUNT,
+        activeDeadlineSeconds=COUNT,
+        backoffLimit=COUNT,
+        rayClusterSpec=SPEC,
+    ),
+)
+
+
+def read(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def pinned(package: str) -> str:
+    for line in (REPOSITORY / "constraints.txt").read_text().splitlines():
+        if line.startswith(f"{package}=="):
+            return line.split("==")[1]
+    raise AssertionError(package)
+
+
+@pytest.mark.parametrize("name", ["aws", "gcp", "machines"])
+def test_ray_up_takes_the_file(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(copy.deepcopy(read(CLUSTER / f"{name}.yaml")))
+    validate_config(config)
+    kinds = config["available_node_types"]
+    assert config["head_node_type"] in kinds
+    worker = [*kinds.values()][-1]
+    assert worker["max_workers"] >= worker["min_workers"] >= 1
+    with pytest.raises(Exception, match="nonsense"):
+        validate_config({**config, "nonsense": 1})
+
+
+def test_ray_up_files_keep_to_loopback_and_a_token() -> None:
+    for path in CLUSTER.glob("*.yaml"):
+        config = read(path)
+        for line in (*config["head_start_ray_commands"], *config["worker_start_ray_commands"]):
+            if "ray start" in line:
+                assert line.startswith("RAY_AUTH_MODE=token ") and "0.0.0.0" not in line
+        assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
+        assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+
+
+def check_manifest(manifest: dict[str, Any], schema: dict[str, Any]) -> None:
+    jsonschema.validate(manifest, schema)
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        wrapped = {
+            "apiVersion": "v1",
+            "kind": "PodTemplate",
+            "metadata": {"name": "x"},
+            "template": group["template"],
+        }
+        kubernetes_validate.validate(wrapped, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "schema"), [("raycluster", CLUSTER_SCHEMA), ("rayjob", JOB_SCHEMA)]
+)
+def test_kuberay_manifests_fit_their_schemas(name: str, schema: dict[str, Any]) -> None:
+    manifest = read(CLUSTER / "kuberay" / f"{name}.yaml")
+    check_manifest(manifest, schema)
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    assert spec["authOptions"] == {"mode": "token"} and spec["rayVersion"] == pinned("ray")
+    worker = spec["workerGroupSpecs"][0]
+    assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
+    broken = copy.deepcopy(manifest)
+    (broken["spec"].get("rayClusterSpec") or broken["spec"])["workerGroupSpec"] = []
+    with pytest.raises(jsonschema.ValidationError):
+        check_manifest(broken, schema)
+    worker["template"]["spec"]["containers"][0]["imagePolicy"] = "Always"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        check_manifest(manifest, schema)
+
+
+def test_the_dockerfile_passes_hadolint_and_has_the_pinned_ray() -> None:
+    file = CLUSTER / "Dockerfile"
+    done = subprocess.run([BIN / "hadolint", file], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    for path in (file, CLUSTER / "aws.yaml", CLUSTER / "gcp.yaml"):
+        assert f"rayproject/ray:{pinned('ray')}-py311-gpu" in path.read_text(), path
+
+
+def test_what_the_dockerfile_copies_is_there_and_not_ignored() -> None:
+    lines = (CLUSTER / "Dockerfile").read_text().splitlines()
+    copied = [w for line in lines if line.startswith("COPY") for w in line.split()[2:-1]]
+    kept = (CLUSTER / "Dockerfile.dockerignore").read_text().splitlines()
+    for name in copied:
+        assert (REPOSITORY / name).exists() and f"!{name.removeprefix('./')}" in kept
+
+
+def test_scripts_pass_shellcheck() -> None:
+    for script in CLUSTER.glob("*.sh"):
+        done = subprocess.run(
+            [BIN / "shellcheck", script], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout
+        syntax = subprocess.run(["bash", "-n", script], check=False)
+        assert syntax.returncode == 0
