@@ -17,8 +17,10 @@ from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_generator
 from sentisynth.models.classifier import check_verifier
+from sentisynth.runtime.nodes import wait_for_room
 from sentisynth.runtime.stream import UnitStream, stream_pools
 from sentisynth.runtime.tracking import StageLog
+from sentisynth.runtime.watch import ClusterChangedError
 from sentisynth.seeding import fingerprint
 from sentisynth.training.jobs import read_splits
 
@@ -107,26 +109,43 @@ def _fill(
     if short is not None:  # known from what earlier runs made
         raise QuotaError(_why_hopeless(config, reader, short))
     splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
-    pools = stream_pools(
-        config,
-        generator=directory.shared("generator"),
-        teacher=directory.shared("teacher"),
-        pool=directory.pool,
-        plan=plan,
-        evaluation_texts=[
-            text
-            for name in ("validation", "test")
-            for text in splits[name][schema.TEXT].to_pylist()
-        ],
-        seed_texts=splits["seed"][schema.TEXT].to_pylist(),
-    )
-    stream = UnitStream(
-        pools,
-        n_labels=len(config.data.labels),
-        size=config.synthesis.unit_size,
-        done=done,
-        show_ray_progress=session.console.shows_ray,
-    )
+    held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
+    done = set(done)
+    while True:
+        pools = stream_pools(
+            config,
+            generator=directory.shared("generator"),
+            teacher=directory.shared("teacher"),
+            pool=directory.pool,
+            plan=plan,
+            evaluation_texts=held_out,
+            seed_texts=splits["seed"][schema.TEXT].to_pylist(),
+        )
+        stream = UnitStream(
+            pools,
+            n_labels=len(config.data.labels),
+            size=config.synthesis.unit_size,
+            done=done,
+            show_ray_progress=session.console.shows_ray,
+        )
+        try:
+            _run(session, config, reader, stream, log, done)
+        except ClusterChangedError as change:
+            session.console.event("cluster", f"   {change}; going on with the nodes that are there")
+            wait_for_room(config, session.console.note)
+            continue
+        return
+
+
+def _run(
+    session: Session,
+    config: RunConfig,
+    reader: PoolReader,
+    stream: UnitStream,
+    log: StageLog,
+    done: set[Unit],
+) -> None:
+    """The stream until the quota is full; what it finishes joins `done`."""
     progress = StreamProgress(reader, stream, config)
     logged = time.monotonic()
     stream.want(reader.horizons())
@@ -138,6 +157,7 @@ def _fill(
     with _kept_at_the_end(reader, log, progress, tell), stream:
         for finished in stream:
             if finished is not None:
+                done.add(finished.receipt.unit)
                 progress.finished_unit(finished)
                 reader.journal.add(finished.receipt)
                 reader.offer(finished.receipt)

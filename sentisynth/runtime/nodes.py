@@ -11,9 +11,10 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentisynth.config.outside import ClusterConfig
+from sentisynth.config.types import RunConfig
 from sentisynth.data.storage import answering, is_remote
 from sentisynth.errors import PlacementError, RunDirectoryError
-from sentisynth.runtime.ray_cluster import cluster_resources
+from sentisynth.runtime.ray_cluster import cluster_resources, place_stream
 
 _TICK_S = 2.0
 _ANSWER_S = 60.0  # that a node may take to start a process and look
@@ -57,6 +58,26 @@ def _wait(config: ClusterConfig, tell: Callable[[str], None]) -> None:
         if has != told:
             tell(f"   waiting: {has}")
         told = has
+        time.sleep(_TICK_S)
+
+
+def wait_for_room(config: RunConfig, tell: Callable[[str], None]) -> None:
+    """Wait until the cluster can hold the stream's stages; nodes that were lost may come back.
+
+    Raises PlacementError after `cluster.wait_s`.
+    """
+    until, told = time.monotonic() + config.cluster.wait_s, ""
+    while True:
+        try:
+            place_stream(config.synthesis, cluster_resources())
+        except PlacementError as error:
+            if time.monotonic() > until:
+                raise
+            if str(error) != told:
+                tell(f"   waiting for nodes: {error}")
+            told = str(error)
+        else:
+            return
         time.sleep(_TICK_S)
 
 

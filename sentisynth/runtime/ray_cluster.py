@@ -112,6 +112,12 @@ class Resources:
         """GPUs of all nodes."""
         return sum(self.node_gpus)
 
+    @property
+    def told(self) -> str:
+        """In words."""
+        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{len(self.node_cpus)} nodes with {self.cpus:g} CPUs{gpus}"
+
     def holds(self, cpus: float, gpus: float) -> bool:
         """Whether one node is large enough for an actor with these."""
         return any(

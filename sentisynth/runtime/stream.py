@@ -49,6 +49,7 @@ from sentisynth.runtime.ray_cluster import (
     cluster_resources,
     place_stream,
 )
+from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostError
 
 _TICK_S = 1.0
 _GENERATORS_A_HELPER = 16  # that one process which screens, or writes, keeps up with
@@ -136,7 +137,7 @@ class UnitStream:
         shuffle: int | None = None,
         show_ray_progress: bool = False,
     ) -> None:
-        self._resources = cluster_resources()
+        self._watch = ClusterWatch()
         actors = sum(pool.placed.max_actors for pool in pools)
         self._plan = UnitPlan(
             n_labels=n_labels, size=size, n_workers=actors, done=done, shuffle=shuffle
@@ -189,13 +190,7 @@ class UnitStream:
 
     def waiting_for(self) -> str:
         """Why nothing finishes, as far as one can tell."""
-        now = cluster_resources()
-        if now.cpus < self._resources.cpus or now.gpus < self._resources.gpus:
-            return (
-                f"the cluster has {now.cpus:g} CPUs and {now.gpus:g} GPUs left of "
-                f"{self._resources.cpus:g} and {self._resources.gpus:g}"
-            )
-        return "models are loading, or a unit takes long"
+        return self._watch.told_loss() or "models are loading, or a unit takes long"
 
     def want(self, horizons: list[int]) -> None:
         """Make the units of each label up to these numbers, and no more for now."""
@@ -209,7 +204,10 @@ class UnitStream:
         """End the stream. Units at work are finished, unless the process is told to stop."""
         if not ray.is_initialized():
             return
-        ends_well = kind is None or issubclass(kind, SentisynthError)
+        if kind is not None and issubclass(kind, NodesLostError):
+            self._force_end()
+            return
+        ends_well = kind is None or issubclass(kind, SentisynthError | NodesGainedError)
         deadline = time.monotonic() + (_LONGEST_END_S if ends_well else 0)
         self._mailbox.close.remote()
         while self._reader.is_alive() and time.monotonic() < deadline:
@@ -222,8 +220,22 @@ class UnitStream:
                 f"was wanted; what was made is kept: run the same command again"
             )
 
+    def _force_end(self) -> None:
+        """End a stream whose tasks wait for processes that are gone."""
+        self._stopped.set()
+        self._mailbox.close.remote()
+        executor: Any = getattr(self._rows, "_current_executor", None)  # what its end calls, too
+        if executor is not None:
+            executor.shutdown(force=True)
+        for actor in (self._mailbox, self._reports):
+            ray.kill(actor)
+        self._reader.join(_LONGEST_END_S)
+
     def __iter__(self) -> Iterator[Finished | None]:
-        """Units in the order in which they finish; None when a second brought none."""
+        """Units in the order in which they finish; None when a second brought none.
+
+        Raises ClusterChangedError where the stream should be opened anew.
+        """
         looked = time.monotonic()
         while True:
             self._hand_out()
@@ -244,6 +256,7 @@ class UnitStream:
                 self._look_after()
             for receipt, seconds in finished_units(row):
                 self._plan.finished(receipt.unit, sum(seconds.values()))
+                self._watch.finished(sum(seconds.values()))
                 yield Finished(receipt=receipt, seconds=seconds)
 
     def _read(self) -> None:
@@ -271,7 +284,8 @@ class UnitStream:
             self._sent += bundles
 
     def _look_after(self) -> None:
-        """Fill a mailbox that was restarted, and hear of what happened to the actors."""
+        """Fill a mailbox that was restarted, and hear of what happened to actors and nodes."""
+        self._watch.look(self.in_flight)
         if ray.get(self._mailbox.put.remote(len(self._sent), [])) < len(self._sent):
             self._mailbox.put.remote(0, self._sent)
         for kind, what in ray.get(self._reports.take.remote()):
