@@ -215,7 +215,7 @@ def free_running(
         rows = rows.map_batches(
             Free,
             fn_constructor_args=(pool.build,),
-            batch_size=None,
+            batch_size=config.synthesis.unit_size,
             batch_format="pyarrow",
             num_cpus=pool.placed.cpus,
             num_gpus=pool.placed.gpus or None,

@@ -1,6 +1,6 @@
 """The studies of the method on one data set: every sweep, its table and its figures.
 
-    python benchmarks/studies.py NAME RECIPE [key=value ...] --out DIR [--seeds 41 42 43]
+    python benchmarks/studies.py NAME RECIPE [key=value ...] --out DIR [--seeds 41 42 43] [--short]
 
 Fine-tunes teacher and generator and fills the pool once, then runs each sweep of STUDIES through
 the command line, in DIR. Writes studies/NAME.md (tables, with the sentence of each sweep),
@@ -33,6 +33,14 @@ STUDIES = {
     "arms": ("What is learned from the synthetic rows", ["dim.arm=[soft,hard,unverified]"]),
     "alpha-beta": ("α × β", ["dim.alpha=[0.2,0.5,0.8,1.0]", "dim.beta=[0.1,0.3,0.5,1.0]"]),
 }
+SHORT = {  # fewer points of each
+    "size": ["dim.size=[0,500,1000,2000]"],
+    "alpha": ["dim.alpha=[0.1,0.5,0.9]"],
+    "beta": ["dim.beta=[0.1,0.3,1.0]"],
+    "temperature": ["dim.temperature=[1,2,8]"],
+    "tau": ["dim.tau=[0.5,0.7,0.8,0.9,0.95]"],
+    "alpha-beta": ["dim.alpha=[0.2,0.5,0.8]", "dim.beta=[0.1,0.3,1.0]"],
+}
 HERE = Path(__file__).parent / "studies"
 
 
@@ -43,6 +51,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43])
+    parser.add_argument("--short", action="store_true", help="fewer points of each study")
     arguments = parser.parse_args()
     out, recipe = arguments.out, [arguments.recipe, *arguments.overrides, *SETTINGS]
     for stage in ("teacher", "generator", "synthesize"):
@@ -50,6 +59,7 @@ def main() -> None:
     seeds = ["--seeds", ",".join(map(str, arguments.seeds))]
     minutes = {}
     for kind, (_, dims) in STUDIES.items():
+        dims = SHORT.get(kind, dims) if arguments.short else dims
         n = MOST if kind == "size" else USUAL
         if not (out / "sweep" / kind / "summary.json").is_file():
             started = time.monotonic()

@@ -191,7 +191,8 @@ class PoolConfig(Config):
     max_actors: PositiveInt | None = None
     """Null: one a GPU of the cluster, or one a CPU for generation where there is no GPU."""
     gpus: Annotated[float, Field(ge=0, le=64)] | None = None
-    """GPUs of an actor; null: half of one where the cluster has any, else none."""
+    """GPUs of an actor; null, where the cluster has any: 0.6 of one for a generator and 0.4 for a
+    teacher, so that each GPU holds one of each; else none."""
     cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
     """CPUs that Ray reserves for an actor; null: an even share."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1

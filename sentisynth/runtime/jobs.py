@@ -35,7 +35,8 @@ class Cluster:
     def __init__(self, address: str) -> None:
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+        for name in ("dashboard_sdk", "job.sdk"):  # they tell of uploads on standard error
+            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
         self.address = address
         try:
             self._client = JobSubmissionClient(address)

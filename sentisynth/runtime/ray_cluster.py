@@ -26,6 +26,9 @@ _QUIET = {  # nobody reads the reports of a session without a dashboard
 SCREEN_CPUS = 0.1
 WRITE_CPUS = 0.05
 _MOST_CPUS_BESIDE_A_GPU = 4
+# Of a GPU that generator and teacher share: two generators do not fit on one, and once they are
+# placed, two teachers do not either. Halves would be filled by two of a kind.
+_SHARES_OF_A_GPU = (0.6, 0.4)
 _SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 
 
@@ -151,13 +154,16 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     """Fit both pools on a cluster's CPUs and GPUs. Raises PlacementError if it never can.
 
     On CPUs, generation gets an actor a CPU and verification one or more, on even shares; a machine
-    with one CPU runs both. On GPUs, each gets half of every GPU.
+    with one CPU runs both. On GPUs, each has an actor on every GPU.
     """
     cpus, gpus = resources.cpus, resources.gpus
     spare = cpus - SCREEN_CPUS - WRITE_CPUS
     wanted = [config.generate_pool, config.verify_pool]
     names = ["synthesis.generate_pool", "synthesis.verify_pool"]
-    placed = [_place_pool(pool, cpus, gpus, n) for pool, n in zip(wanted, (1.0, 0.5), strict=True)]
+    placed = [
+        _place_pool(pool, cpus, gpus, n, share)
+        for pool, n, share in zip(wanted, (1.0, 0.5), _SHARES_OF_A_GPU, strict=True)
+    ]
     for name, pool in zip(names, placed, strict=True):
         if not resources.holds(pool.cpus, pool.gpus):
             raise PlacementError(
@@ -174,8 +180,10 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     return Placement(generate=placed[0], verify=placed[1])
 
 
-def _place_pool(pool: PoolConfig, cpus: float, gpus: float, actors_a_cpu: float) -> PoolPlacement:
-    own_gpus = pool.gpus if pool.gpus is not None else (0.5 if gpus else 0.0)
+def _place_pool(
+    pool: PoolConfig, cpus: float, gpus: float, actors_a_cpu: float, share_of_a_gpu: float
+) -> PoolPlacement:
+    own_gpus = pool.gpus if pool.gpus is not None else (share_of_a_gpu if gpus else 0.0)
     if own_gpus:
         most = pool.max_actors or max(pool.min_actors, int(gpus))
         share = min(1.0, _SHARE_OF_CPUS * cpus / (2 * most))

@@ -52,6 +52,7 @@ from sentisynth.runtime.ray_cluster import (
 from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostError
 
 _TICK_S = 1.0
+_LONGEST_LOADING_S = 1800
 _GENERATORS_A_HELPER = 16  # that one process which screens, or writes, keeps up with
 _LONGEST_END_S = 600.0  # that units at work may take to finish when no more are wanted
 _HOPELESS_RESTARTS = 10  # of actors, a pool's largest size each, without a finished unit
@@ -160,6 +161,8 @@ class UnitStream:
 
         context = ray.data.DataContext.get_current().copy()
         context.target_max_block_size = 1  # so that the source gives each row away at once
+        if any(pool.placed.gpus for pool in pools):  # generators take their GPUs first
+            context.wait_for_min_actors_s = _LONGEST_LOADING_S
         context.enable_progress_bars = context.print_on_execution_start = show_ray_progress
         logging.getLogger("ray.data").setLevel(logging.INFO if show_ray_progress else logging.ERROR)
         with ray.data.DataContext.current(context):
@@ -170,7 +173,7 @@ class UnitStream:
                 rows = rows.map_batches(
                     UnitStage,
                     fn_constructor_args=(pool.name, pool.build, self._mailbox, self._reports),
-                    batch_size=None,
+                    batch_size=1,  # a bundle; a stage with a GPU has to say it
                     batch_format="pyarrow",
                     num_cpus=pool.placed.cpus,
                     num_gpus=pool.placed.gpus or None,
