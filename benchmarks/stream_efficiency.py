@@ -27,7 +27,7 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_generate, build_verify
-from sentisynth.runtime.ray_cluster import connected
+from sentisynth.runtime.ray_cluster import cluster_resources, connected, place_stream
 from sentisynth.runtime.stream import UnitStream, stream_pools
 from sentisynth.training.jobs import read_splits
 
@@ -63,6 +63,7 @@ def actors(run: Path, config: RunConfig) -> dict[str, int]:
     with connected():
         pools = stream_pools(
             config,
+            place_stream(config.synthesis, cluster_resources()),
             generator=run / "generator",
             teacher=run / "teacher",
             pool=run,
@@ -142,6 +143,7 @@ def streamed(run: Path, config: RunConfig, texts: Texts, n_units: int) -> Middle
         pool = Path(directory)
         pools = stream_pools(
             config,
+            place_stream(config.synthesis, cluster_resources()),
             generator=run / "generator",
             teacher=run / "teacher",
             pool=pool,
@@ -196,6 +198,7 @@ def free_running(
 
     pools = stream_pools(
         config,
+        place_stream(config.synthesis, cluster_resources()),
         generator=run / "generator",
         teacher=run / "teacher",
         pool=run,

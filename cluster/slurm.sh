@@ -18,12 +18,12 @@ project=${SENTISYNTH_PROJECT:-$SLURM_SUBMIT_DIR}
 # shellcheck disable=SC1091
 source "$project/.venv/bin/activate"
 
-# a token for this job alone, that no other user can read
-umask 077
+# a token for this job alone, that no other user can read (mktemp sees to that)
 mkdir -p "$HOME/.ray"
 RAY_AUTH_TOKEN_PATH=$(mktemp "$HOME/.ray/job-$SLURM_JOB_ID-XXXXXX")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH RAY_USAGE_STATS_ENABLED=0
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600  # a .venv on a shared file system starts slowly
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
@@ -31,7 +31,8 @@ address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | a
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # one Ray process group a node; the command runs on the head once all nodes are there
-srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --kill-on-bad-exit=0 \
+srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
+  --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
   ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
   --include-dashboard=false -- env RAY_ADDRESS="$address:$port" sentisynth "$@"

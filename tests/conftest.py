@@ -61,6 +61,32 @@ def ray_session() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """The URI of an empty bucket."""
+    from moto.server import ThreadedMotoServer
+
+    from sentisynth.data.storage import location
+
+    settings = {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    before = {name: os.environ.get(name) for name in (*settings, "AWS_ENDPOINT_URL")}
+    os.environ.update(settings, AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    try:
+        location("s3://runs").mkdir()
+        yield "s3://runs"
+    finally:
+        server.stop()
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
 def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained GPT-2 of 2 blocks with the embedded tokenizer."""
     import torch

@@ -8,21 +8,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from sentisynth.cli import main
 from sentisynth.config.load import load_config
 from sentisynth.data.manifest import read_manifest
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.sources import read_rows
-from sentisynth.data.storage import location
+from sentisynth.data.storage import download_files, location
 from sentisynth.data.text import shown
-from sentisynth.errors import ConfigError, DataError, ModelError, RunDirectoryError
+from sentisynth.errors import ConfigError, DataError, ModelError, RunDirectoryError, TrackingError
 from sentisynth.flows.console import Console
 from sentisynth.models.loading import load_tokenizer, read_config, resolve_model
+from sentisynth.runtime.tracking import Tracker
 from sentisynth.seeding import fingerprint
 
 
@@ -97,7 +100,13 @@ def test_a_recipe_chooses_no_file_to_write(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "uri", ["postgresql://me:hunter2@db/mlflow", "https://me:hunter2@mlflow.example"]
+    "uri",
+    [
+        "postgresql://me:hunter2@db/mlflow",
+        "https://me:hunter2@mlflow.example",
+        "https://hunter2@mlflow.example",
+        "postgresql://db/mlflow?user=me&password=hunter2",
+    ],
 )
 def test_no_secret_is_written_down(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(["run", "quickstart", f"tracking.uri={uri}"], capsys)
@@ -120,7 +129,11 @@ def test_a_tracking_password_of_the_environment_is_not_told(
 
 
 @pytest.mark.parametrize(
-    "link", [".lock", "config.yaml", "mlflow.json", "pool", "pool/manifest.json"]
+    "link",
+    [
+        *(".lock", "config.yaml", "mlflow.json", "pool", "pool/manifest.json"),
+        *("sweep/tau/shared", ".training/teacher/ray"),
+    ],
 )
 def test_links_out_of_the_run_directory_are_not_followed(
     link: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -169,6 +182,37 @@ def test_a_manifest_that_names_files_outside_is_damaged(tmp_path: Path) -> None:
     write_json(tmp_path / "manifest.json", manifest)
     with pytest.raises(RunDirectoryError, match="is damaged"):
         read_manifest(tmp_path)
+
+
+def test_records_of_a_stranger_send_no_file_of_yours(tmp_path: Path) -> None:
+    config, run = load_config("quickstart"), tmp_path / "run"
+    run.mkdir()
+    (tmp_path / "secret").write_text("precious")
+    tracker = Tracker(config, run)
+    for path in (tmp_path / "secret", tmp_path, run / ".." / "secret"):
+        tracker.outbox.put(
+            {"what": "artifacts", "run": tracker.run_id, "path": str(path), "name": "x"}
+        )
+    assert not len(tracker.outbox) and not list((run / "mlflow").rglob("secret"))
+    elsewhere = MlflowClient(f"sqlite:///{run / 'mlflow' / 'mlflow.db'}")
+    elsewhere.create_experiment("evil", artifact_location=(tmp_path / "outside").as_uri())
+    evil = load_config("quickstart", ["tracking.experiment=evil"])
+    with pytest.raises(TrackingError, match="not in its own directory"):
+        Tracker(evil, run)
+
+
+def test_objects_whose_names_lead_elsewhere_are_not_fetched(tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    for name in ("stage.json", "../../../evil.txt"):
+        store.store[f"/bucket/run/teacher/{name}"] = store.store.get("/x") or memory_file(store)
+    with pytest.raises(RunDirectoryError, match="is no file below"):
+        download_files(location("memory://bucket/run/teacher"), tmp_path / "a" / "b" / "c")
+    assert not list(tmp_path.rglob("evil.txt"))
+
+
+def memory_file(store: Any) -> Any:
+    store.pipe_file("/x", b"{}")
+    return store.store["/x"]
 
 
 def test_a_pickle_named_parquet_is_not_opened(tmp_path: Path, sprung: Path) -> None:
@@ -230,14 +274,20 @@ def bomb(path: Path, text: str, rows: int) -> None:
     assert path.stat().st_size < 200_000
 
 
-def test_a_corpus_that_unfolds_without_end_is_refused(tmp_path: Path) -> None:
+def test_a_corpus_that_unfolds_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = load_config("quickstart").data
-    bomb(tmp_path / "many.parquet", "a good film " * 5000, 1_000_000)  # 60 GB of text
-    with pytest.raises(DataError, match="holds more than 2,147,483,648 bytes of text"):
+    bomb(tmp_path / "many.parquet", "a good film " * 5000, 100_000)  # 6 GB of text
+    with pytest.raises(DataError, match="holds more than 2,147,483,648 bytes"):
         read_rows(str(tmp_path / "many.parquet"), data)
     bomb(tmp_path / "long.parquet", "x" * 50_000_000, 1000)
     with pytest.raises(DataError, match="has a text of 50,000,000 bytes"):
         read_rows(str(tmp_path / "long.parquet"), data)
+    monkeypatch.setattr("sentisynth.data.sources._MOST_BYTES", 2**24)
+    bomb(tmp_path / "empty.parquet", "", 2_000_000)
+    with pytest.raises(DataError, match="holds more than 16,777,216 bytes"):
+        read_rows(str(tmp_path / "empty.parquet"), data)
     (tmp_path / "long.csv").write_text("text,label\n" + "x" * 2_000_000 + ",0\n")
     with pytest.raises(DataError, match="row 1: the text has 2,000,000 characters"):
         read_rows(str(tmp_path / "long.csv"), data)

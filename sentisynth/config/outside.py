@@ -1,11 +1,20 @@
 """Configuration of what a run stands on: the tracking server, the cluster."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator
 
 from sentisynth.config.base import Config, PositiveInt
+
+_SECRET_KEYS = {"password", "passwd", "pwd", "token", "access_token", "sslpassword"}
+
+
+def holds_secret(uri: str) -> bool:
+    """Whether a URI has a user, a password or a token in it."""
+    parts = urlsplit(uri)
+    keys = {key.lower() for key, _ in parse_qsl(parts.query)}
+    return "@" in parts.netloc or bool(keys & _SECRET_KEYS)
 
 
 class TrackingConfig(Config):
@@ -16,7 +25,7 @@ class TrackingConfig(Config):
     @field_validator("uri")
     @classmethod
     def _no_secret(cls, value: str | None) -> str | None:
-        if value is not None and urlsplit(value).password:
+        if value is not None and holds_secret(value):
             raise ValueError(
                 "the URI holds a password, and this configuration is written down; set "
                 "MLFLOW_TRACKING_URI in the environment instead"

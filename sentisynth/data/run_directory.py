@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,6 @@ from sentisynth.seeding import fingerprint
 _STAMP, _CARD = STAMP, "README.md"
 _FILES = ("config.yaml", "metrics.json", "report.html", "mlflow.json")
 STAGES = ("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student")
-_FOLDERS = (*STAGES, "pool", "mlflow", "sweep", ".training")  # that a run may have
 _ABSENT = "absent"
 
 
@@ -200,8 +200,11 @@ class RunDirectory:
     def refuse_links(self) -> None:
         """Raise RunDirectoryError if what lies in the directory leads out of it."""
         root = self.path.resolve()
-        for folder in (self.path, *(self.path / name for name in _FOLDERS)):
-            for path in folder.iterdir() if folder.is_dir() else ():
+        for folder, folders, files in os.walk(self.path):
+            inside = Path(folder)
+            # of units there may be millions; they are renamed over a link, never through it
+            names = folders if inside.parent.name == "pool" else [*folders, *files]
+            for path in (inside / name for name in names):
                 if path.is_symlink() and not path.resolve().is_relative_to(root):
                     raise RunDirectoryError(
                         f"{path} is a link to {path.resolve()}, outside of the run directory; "

@@ -98,7 +98,7 @@ def _is_number(text: str) -> bool:
 
 
 def _read_table(reference: str, config: DataConfig) -> pa.Table:
-    if reference.startswith("package:"):
+    if reference.startswith("package:") and ".." not in Path(reference).parts:
         return pq.read_table(_package_file(reference.removeprefix("package:")))
     path = Path(reference)
     if path.suffix in _FORMATS:
@@ -139,20 +139,22 @@ def _read_file(path: Path, config: DataConfig) -> pa.Table:
 
 def _read_parquet(path: Path, wanted: tuple[str, str]) -> pa.Table:
     """The wanted columns, in pieces: a small file may claim to hold more than any memory."""
-    text = wanted[0]
-    file = pq.ParquetFile(path, read_dictionary=[text])
+    file = pq.ParquetFile(path, read_dictionary=[*wanted])
     names = file.schema_arrow.names
     if any(names.count(name) != 1 for name in wanted):  # the caller says which
         return file.schema_arrow.empty_table()
     pieces, total = [], 0
     for piece in file.iter_batches(batch_size=_PIECE, columns=[*dict.fromkeys(wanted)]):
-        column = piece[text]
-        if pa.types.is_dictionary(column.type):
+        for i, column in enumerate(piece.columns):
+            total += 8 * piece.num_rows
+            if not pa.types.is_dictionary(column.type):
+                total += column.nbytes
+                continue
             lengths = pc.binary_length(column.dictionary).take(column.indices)
             total += pc.sum(lengths).as_py() or 0
             _check_size(path, total, pc.max(lengths).as_py() or 0)
-            at = piece.schema.get_field_index(text)
-            piece = piece.set_column(at, text, column.dictionary_decode())
+            piece = piece.set_column(i, piece.schema.names[i], column.dictionary_decode())
+        _check_size(path, total, 0)
         pieces.append(piece)
     return pa.Table.from_batches(pieces) if pieces else file.schema_arrow.empty_table()
 
@@ -164,7 +166,7 @@ def _check_size(path: Path, total: int, longest: int) -> None:
         )
     if total > _MOST_BYTES:
         raise DataError(
-            f"{path} holds more than {_MOST_BYTES:,} bytes of text; give a smaller part of it, "
+            f"{path} holds more than {_MOST_BYTES:,} bytes; give a smaller part of it, "
             f"data.n_seed rows and some to hold out are enough"
         )
 

@@ -29,10 +29,10 @@ def location(text: str) -> Path:
     from upath import UPath
 
     scheme = text.split("://", 1)[0]
-    if urlsplit(text).password:
+    if "@" in urlsplit(text).netloc:
         raise RunDirectoryError(
-            f"the {scheme} URI holds a password, and where a run lies is written down; give "
-            f"credentials in the environment instead"
+            f"the {scheme} URI holds a password or a key, and where a run lies is written down; "
+            f"give credentials in the environment instead"
         )
     try:
         path = UPath(text.rstrip("/"), use_listings_cache=False)  # other processes write there too
@@ -128,7 +128,10 @@ def download_files(remote: Path, local: Path) -> None:
     with answering(remote):
         for path in remote.rglob("*"):
             if path.is_file():
-                target = local / path.relative_to(remote).as_posix()
+                name = path.relative_to(remote).as_posix()
+                if ".." in Path(name).parts or Path(name).is_absolute():
+                    raise RunDirectoryError(f"{path} is no file below {remote}; remove it")
+                target = local / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(path.read_bytes())
 

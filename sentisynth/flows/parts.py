@@ -1,12 +1,14 @@
 """What decides the bytes of the pool and of the dataset: the parts of their stamps."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import engine_of, rows_that_fit
+from sentisynth.models.devices import DeviceFacts
 from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
@@ -46,7 +48,7 @@ def plan_parts(session: Session) -> dict[str, Any]:
                 else begun.get("precision") or [device.precision for device in session.devices]
             ),
             "threads": [pool.threads for pool in pools],
-            "devices": begun.get("devices") or _names(session),
+            "devices": begun.get("devices") or _names(session.devices),
             "sampling": synthesis.sampling.model_dump(mode="json"),
             "screens": synthesis.screens.model_dump(mode="json"),
         },
@@ -76,9 +78,16 @@ def refuse_other_machines(session: Session, parts: dict[str, Any]) -> None:
     """Raise RunDirectoryError where units of a pool that was begun would be made on devices, or in
     a precision, that would give them other bytes.
     """
-    found = {"devices": _names(session)}
+    refuse_other_devices(session, parts, session.devices)
+
+
+def refuse_other_devices(
+    session: Session, parts: dict[str, Any], devices: Sequence[DeviceFacts]
+) -> None:
+    """As `refuse_other_machines`, of devices of generation and verification that were asked."""
+    found = {"devices": _names(devices)}
     if session.config.synthesis.precision == "auto":
-        found["precision"] = [device.precision for device in session.devices]
+        found["precision"] = [device.precision for device in devices]
     for name, here in found.items():
         there = parts["synthesis"][name]
         if here != there:
@@ -89,8 +98,8 @@ def refuse_other_machines(session: Session, parts: dict[str, Any]) -> None:
             )
 
 
-def _names(session: Session) -> list[str]:
-    return [device.name or device.kind for device in session.devices]
+def _names(devices: Sequence[DeviceFacts]) -> list[str]:
+    return [device.name or device.kind for device in devices]
 
 
 def _begun(session: Session) -> dict[str, Any]:

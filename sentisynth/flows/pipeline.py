@@ -25,7 +25,7 @@ from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
 from sentisynth.models.classifier import FRESH, check_fresh, first_layers, starts_from_teacher
 from sentisynth.models.loading import check_length, resolve_config, resolve_model
-from sentisynth.runtime.nodes import check_storage, gathered
+from sentisynth.runtime.nodes import check_storage, gather
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.tracking import StageLog, Tracker
 from sentisynth.training.jobs import ARMS
@@ -123,7 +123,8 @@ def opened(
             write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
         tracker = Tracker(config, directory.path)
-        with connected(), gathered(config.cluster, console.note):
+        with connected():
+            gather(config.cluster, console.note)
             check_storage(directory.uri or directory.path)
             with tracker.parent():
                 yield Session(

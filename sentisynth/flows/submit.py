@@ -6,14 +6,14 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 
 import sentisynth
+from sentisynth.config.outside import holds_secret
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import sha256_file
+from sentisynth.data.storage import location
 from sentisynth.errors import JobError
 from sentisynth.runtime.jobs import Cluster
 from sentisynth.seeding import fingerprint
@@ -21,7 +21,7 @@ from sentisynth.seeding import fingerprint
 RECIPE, _DATA = "recipe.yaml", "data"
 _MOST_BYTES = 200 * 2**20
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
-_PASSED_ON = ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME")
+_URI = "MLFLOW_TRACKING_URI"
 
 
 def submit(
@@ -33,11 +33,15 @@ def submit(
     cluster, the job's id, and whether it was running already. Raises JobError.
     """
     check_shared(out)
+    location(out)  # a URI with a secret in it goes nowhere
     cluster = Cluster(address)
     with tempfile.TemporaryDirectory(prefix="sentisynth-job-") as directory:
         package = Path(directory)
         digests = pack(config, package)
+        uri = config.tracking.uri
+        options = [*options, *([f"tracking.uri={uri}"] if uri else [])]
         same = {
+            "code": tree_digest(package / "sentisynth"),
             "command": [*command, *options],
             "config": config.model_dump(mode="json", exclude={"data": {*digests}}),
             "data": digests,
@@ -60,6 +64,7 @@ def pack(config: RunConfig, package: Path) -> dict[str, str]:
     source = Path(sentisynth.__file__).parent
     shutil.copytree(source, package / source.name, ignore=_LEFT_OUT)
     values = config.model_dump(mode="json")
+    del values["tracking"]["uri"]  # given as an override: a recipe names servers alone
     named = [values[section]["model"] for section in ("teacher", "generator", "student")]
     for model in (package / source.name / "resources").glob("*/config.json"):
         if f"package:{model.parent.name}" not in named:
@@ -86,23 +91,26 @@ def pack(config: RunConfig, package: Path) -> dict[str, str]:
 
 def check_shared(out: str) -> None:
     """Refuse a run directory that a job would make in its own folder. Raises JobError."""
-    parts = urlsplit(out)
-    if not parts.scheme and not out.startswith("/"):
+    if "://" not in out and not out.startswith("/"):
         raise JobError(
             f"--out is {out or 'not given'}; a job needs storage that all nodes share: an absolute "
             f"path or a URI such as s3://bucket/run"
         )
 
 
+def tree_digest(folder: Path) -> str:
+    """sha256 over names and bytes of all files below a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return fingerprint([[p.relative_to(folder).as_posix(), sha256_file(p)] for p in files])
+
+
 def _variables() -> dict[str, str]:
     """What of this environment the job gets: where MLflow is, unless that holds a secret."""
-    found: dict[str, Any] = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    uri = found.get("MLFLOW_TRACKING_URI", "")
-    if urlsplit(uri).password:
+    uri = os.environ.get(_URI, "")
+    if holds_secret(uri):
         raise JobError(
-            "MLFLOW_TRACKING_URI holds a password, and a job's settings can be read by all who see "
-            "the cluster; set it on the cluster's nodes, and unset it here"
+            f"{_URI} holds a password, and a job's settings can be read by all who see the "
+            f"cluster; set it on the cluster's nodes, and unset it here"
         )
-    if not uri.startswith(("http://", "https://", "databricks")):
-        found.pop("MLFLOW_TRACKING_URI", None)  # a file of this machine
-    return found
+    is_server = uri.startswith(("http://", "https://", "databricks"))  # no file of this machine
+    return {_URI: uri} if is_server else {}

@@ -12,12 +12,18 @@ from sentisynth.data.pool import PoolReader
 from sentisynth.data.storage import is_remote
 from sentisynth.data.units import Unit
 from sentisynth.errors import QuotaError, SentisynthError
-from sentisynth.flows.parts import dataset_parts, plan_parts, refuse_other_machines
+from sentisynth.flows.parts import (
+    dataset_parts,
+    plan_parts,
+    refuse_other_devices,
+    refuse_other_machines,
+)
 from sentisynth.flows.progress import StreamProgress
 from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_generator
 from sentisynth.models.classifier import check_verifier
-from sentisynth.runtime.nodes import wait_for_room
+from sentisynth.runtime.nodes import check_storage, wait_for_room
+from sentisynth.runtime.ray_cluster import facts_of_an_actor
 from sentisynth.runtime.stream import UnitStream, stream_pools
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.watch import ClusterChangedError
@@ -110,10 +116,11 @@ def _fill(
         raise QuotaError(_why_hopeless(config, reader, short))
     splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
     held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
-    done = set(done)
+    done, placement = set(done), session.placement
     while True:
         pools = stream_pools(
             config,
+            placement,
             generator=directory.shared("generator"),
             teacher=directory.shared("teacher"),
             pool=directory.pool,
@@ -132,7 +139,10 @@ def _fill(
             _run(session, config, reader, stream, log, done)
         except ClusterChangedError as change:
             session.console.event("cluster", f"   {change}; going on with the nodes that are there")
-            wait_for_room(config, session.console.note)
+            placement = wait_for_room(config, placement, session.console.note)
+            check_storage(directory.pool)
+            devices = tuple(map(facts_of_an_actor, (placement.generate, placement.verify)))
+            refuse_other_devices(session, plan_parts(session), devices)
             continue
         return
 

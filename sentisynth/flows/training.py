@@ -1,5 +1,6 @@
 """Stages A, B and E: the three trainings of a run, on Ray Train."""
 
+import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -14,7 +15,6 @@ from sentisynth.flows.console import training_line
 from sentisynth.flows.session import Session
 from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model
-from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.train import run_training
 from sentisynth.seeding import fingerprint
@@ -118,9 +118,9 @@ def _train(
 
         work, made, run = directory.begin(place, parts), out, partial(run_here, job)
         paths = [directory.stage(i) for i in inputs]
-        if directory.uri is not None and len(cluster_resources().node_cpus) > 1:
+        if directory.uri is not None and os.environ.get("RAY_ADDRESS"):
             work = directory.uri / f"{place}-{fingerprint(parts)[:12]}"
-            made, run = directory.uri / f"{place}.out", partial(run_from_store, job)
+            made, run = work.with_name(f"{work.name}.out"), partial(run_from_store, job)
             paths = [directory.shared(i) for i in inputs]
         begun = read_progress(work)
         if begun.step:

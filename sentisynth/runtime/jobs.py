@@ -17,6 +17,10 @@ FINGERPRINT = "sentisynth"
 _PATIENCE_S = 600.0  # that a cluster may be unreachable while its job is followed
 _RETRY_S = 2.0
 _ENDS = {"STOPPED": 130, "FAILED": 1, "SUCCEEDED": 0}
+_ASKS = (
+    "the cluster at {address} asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, "
+    "RAY_AUTH_TOKEN_PATH or the file ~/.ray/auth_token to its token"
+)
 _INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets for the driver of a job
 
 
@@ -33,14 +37,17 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
+        from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
         for name in ("dashboard_sdk", "job.sdk"):  # they tell of uploads on standard error
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
-        self.address = address
+        self.address, self._printed = address, 0
         try:
             self._client = JobSubmissionClient(address)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        except AuthenticationError:
+            raise JobError(_ASKS.format(address=address)) from None
+        except (RuntimeError, ValueError, OSError) as error:
             raise JobError(
                 f"no Ray Jobs API answers at {address} ({_short(error)}); give the dashboard's "
                 f"address as --address http://HOST:8265, and a token if the cluster asks for one"
@@ -48,7 +55,11 @@ class Cluster:
 
     def running(self, fingerprint: str) -> str | None:
         """The id of a job with this fingerprint that has not ended."""
-        for job in self._client.list_jobs():
+        try:
+            jobs = self._client.list_jobs()
+        except (RuntimeError, OSError) as error:
+            raise JobError(f"{self.address} lists no jobs ({_short(error)})") from None
+        for job in jobs:
             known = (job.metadata or {}).get(FINGERPRINT)
             if known == fingerprint and not job.status.is_terminal():
                 return job.submission_id
@@ -74,13 +85,15 @@ class Cluster:
 
         A connection that is lost is made again, for ten minutes; the job goes on meanwhile.
         """
-        seen, lost = 0, 0.0
+        from aiohttp import ClientError
+
+        self._printed, lost = 0, 0.0
         while True:
             try:
-                seen += asyncio.run(self._print_from(job, seen))
+                asyncio.run(self._print_rest(job))
                 info = self._client.get_job_info(job)
                 lost = 0.0
-            except (RuntimeError, OSError) as error:
+            except (RuntimeError, OSError, ClientError) as error:
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > _PATIENCE_S:
                     raise JobError(
@@ -93,17 +106,16 @@ class Cluster:
                 return self._status_of(job, info)
             time.sleep(_RETRY_S / 4)
 
-    async def _print_from(self, job: str, seen: int) -> int:
-        """Print what comes after the first `seen` characters; returns how many that were."""
-        printed = passed = 0
+    async def _print_rest(self, job: str) -> None:
+        """Print what the job said and was not printed yet, until it ends."""
+        passed = 0
         async with contextlib.aclosing(self._client.tail_job_logs(job)) as parts:
             async for part in parts:
-                new = part[max(0, seen - passed) :]
+                new = part[max(0, self._printed - passed) :]
                 passed += len(part)
-                printed += len(new)
+                self._printed = max(self._printed, passed)
                 sys.stdout.write(shown(new))
                 sys.stdout.flush()
-        return printed
 
     def _status_of(self, job: str, info: Any) -> int:
         status = _ENDS[info.status.value]

@@ -2,8 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,18 @@ from sentisynth.config.outside import ClusterConfig
 from sentisynth.config.types import RunConfig
 from sentisynth.data.storage import answering, is_remote
 from sentisynth.errors import PlacementError, RunDirectoryError
-from sentisynth.runtime.ray_cluster import cluster_resources, place_stream
+from sentisynth.runtime.ray_cluster import Placement, cluster_resources, place_stream
 
 _TICK_S = 2.0
 _ANSWER_S = 60.0  # that a node may take to start a process and look
 
 
-@contextmanager
-def gathered(config: ClusterConfig, tell: Callable[[str], None]) -> Iterator[None]:
-    """Wait until the cluster has the nodes and GPUs that are asked for, and hold them meanwhile.
+def gather(config: ClusterConfig, tell: Callable[[str], None]) -> None:
+    """Wait until the cluster has the nodes and GPUs that are asked for.
 
     A cluster that scales itself is asked for the GPUs. Raises PlacementError after `wait_s`.
     """
     if config.nodes <= 1 and not config.gpus:
-        yield
         return
     from ray.autoscaler.sdk import request_resources
 
@@ -35,11 +33,9 @@ def gathered(config: ClusterConfig, tell: Callable[[str], None]) -> Iterator[Non
         request_resources(bundles=[{"GPU": 1}] * config.gpus)
     try:
         _wait(config, tell)
-        yield
-    finally:
-        if config.gpus and ray.is_initialized():
-            with suppress(ConnectionError):
-                request_resources(bundles=[])
+    finally:  # what runs on the nodes holds them from now on; the request would outlive the run
+        if config.gpus:
+            request_resources(bundles=[])
 
 
 def _wait(config: ClusterConfig, tell: Callable[[str], None]) -> None:
@@ -61,23 +57,27 @@ def _wait(config: ClusterConfig, tell: Callable[[str], None]) -> None:
         time.sleep(_TICK_S)
 
 
-def wait_for_room(config: RunConfig, tell: Callable[[str], None]) -> None:
-    """Wait until the cluster can hold the stream's stages; nodes that were lost may come back.
-
-    Raises PlacementError after `cluster.wait_s`.
+def wait_for_room(config: RunConfig, before: Placement, tell: Callable[[str], None]) -> Placement:
+    """Wait until the cluster can hold the stream's stages on the kind of device that they had:
+    nodes that were lost may come back. Raises PlacementError after `cluster.wait_s`.
     """
+    on_gpus = before.generate.gpus > 0 or before.verify.gpus > 0
     until, told = time.monotonic() + config.cluster.wait_s, ""
     while True:
-        try:
-            place_stream(config.synthesis, cluster_resources())
-        except PlacementError as error:
-            if time.monotonic() > until:
-                raise
-            if str(error) != told:
-                tell(f"   waiting for nodes: {error}")
-            told = str(error)
-        else:
-            return
+        resources = cluster_resources()
+        why = "the GPUs that the stream ran on are gone"
+        if resources.gpus or not on_gpus:
+            try:
+                return place_stream(
+                    config.synthesis, resources if on_gpus else resources.without_gpus
+                )
+            except PlacementError as error:
+                why = str(error)
+        if time.monotonic() > until:
+            raise PlacementError(f"{why}; nothing came back within {config.cluster.wait_s:g} s")
+        if why != told:
+            tell(f"   waiting for nodes: {why}")
+        told = why
         time.sleep(_TICK_S)
 
 
@@ -101,6 +101,10 @@ def check_storage(directory: Path) -> None:
             asked[look.options(scheduling_strategy=there).remote(path, word)] = address
         ready, _ = ray.wait([*asked], num_returns=len(asked), timeout=_ANSWER_S)
         blind = {asked[answer]: _why_not(answer) for answer in ready}
+        alive = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+        for answer, address in asked.items():
+            if answer not in ready and address in alive:
+                blind[address] = f"no answer within {_ANSWER_S:.0f} s"
     finally:
         with suppress(OSError):
             path.unlink()

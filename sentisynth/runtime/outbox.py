@@ -11,14 +11,15 @@ from sentisynth.data.files import write_text
 from sentisynth.errors import RunDirectoryError, TrackingError
 
 Entry = dict[str, Any]
-_REST_S = 30.0  # after a store did not answer, before it is asked again
+ARTIFACTS = "artifacts"
+_REST_S = 60.0  # after a store did not answer, before it is asked again
 
 
 class Outbox:
     """Entries for `send`, which raises TrackingError if the store does not answer.
 
-    An entry is a mapping that JSON holds. Those of a process that ended before the store answered
-    are in `file`, and go first.
+    An entry is a mapping that JSON holds, with `what` is sent and of which `run`. Those of a
+    process that ended before the store answered are in `file`, and go first, marked `again`.
     """
 
     def __init__(self, file: Path, send: Callable[[Entry], None]) -> None:
@@ -46,16 +47,18 @@ class Outbox:
     def flush(self) -> bool:
         """Send what is here; returns whether nothing is left."""
         with self._lock:
-            sent = 0
-            try:
-                for entry in self._entries:
+            self.error, self._failed_at = None, 0.0
+            left: list[Entry] = []
+            for i, entry in enumerate(self._entries):
+                try:
                     self._send(entry)
-                    sent += 1
-            except TrackingError as error:
-                self.error, self._failed_at = error, time.monotonic()
-            else:
-                self.error, self._failed_at = None, 0.0
-            del self._entries[:sent]
+                except TrackingError as error:
+                    self.error, self._failed_at = error, time.monotonic()
+                    left.append(entry)
+                    if entry["what"] != ARTIFACTS:  # files may be kept elsewhere, and wait alone
+                        left += self._entries[i + 1 :]
+                        break
+            self._entries = left
             if self._entries:
                 write_text(self._file, "".join(json.dumps(e) + "\n" for e in self._entries))
             elif self._kept:
@@ -68,8 +71,12 @@ def _read(file: Path) -> list[Entry]:
     try:
         text = file.read_text(encoding="utf-8")
         whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
-        return [dict(json.loads(line)) for line in whole.splitlines()]
-    except (OSError, ValueError, TypeError) as error:
+        entries = [{**json.loads(line), "again": True} for line in whole.splitlines()]
+        is_ours = all(isinstance(e.get(key), str) for e in entries for key in ("what", "run"))
+    except (OSError, ValueError, TypeError):
+        is_ours = False
+    if not is_ours:
         raise RunDirectoryError(
-            f"{file}, records that MLflow did not take yet, cannot be read ({error}); remove it"
-        ) from None
+            f"{file}, records that MLflow did not take yet, is damaged; remove it"
+        )
+    return entries

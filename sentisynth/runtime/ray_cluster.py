@@ -116,6 +116,11 @@ class Resources:
         return sum(self.node_gpus)
 
     @property
+    def without_gpus(self) -> "Resources":
+        """The CPUs alone."""
+        return Resources(node_cpus=self.node_cpus, node_gpus=tuple(0.0 for _ in self.node_gpus))
+
+    @property
     def told(self) -> str:
         """In words."""
         gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
@@ -233,15 +238,16 @@ def place_training(config: TrainConfig, resources: Resources) -> dict[str, float
     }
 
 
-def check_one_node(config: TrainConfig, placed: dict[str, float], resources: Resources) -> None:
-    """Raise PlacementError unless one node holds all workers of a training."""
-    cpus, gpus = (config.workers * placed[kind] for kind in ("CPU", "GPU"))
-    if not resources.holds(cpus, gpus):
+def place_training_on_a_node(config: TrainConfig, resources: Resources) -> dict[str, float]:
+    """As `place_training`, on the node with the most GPUs, then CPUs, alone."""
+    gpus, cpus = max(zip(resources.node_gpus, resources.node_cpus, strict=True))
+    try:
+        return place_training(config, Resources(node_cpus=(cpus,), node_gpus=(gpus,)))
+    except PlacementError as error:
         raise PlacementError(
-            f"{config.workers} training workers need {cpus:g} CPUs and {gpus:g} GPUs on one node, "
-            f"since the run lies in an object store; lower train.workers, or give --out on a file "
-            f"system that all nodes share"
-        )
+            f"{error}; of a run in an object store all workers are on one node, on a file system "
+            f"that all nodes share they may be on several"
+        ) from None
 
 
 def _slots(resources: Resources, cpus: float, gpus: float) -> int:

@@ -45,9 +45,8 @@ from sentisynth.runtime.plan import UnitPlan
 from sentisynth.runtime.ray_cluster import (
     SCREEN_CPUS,
     WRITE_CPUS,
+    Placement,
     PoolPlacement,
-    cluster_resources,
-    place_stream,
 )
 from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostError
 
@@ -79,6 +78,7 @@ class StreamPool:
 
 def stream_pools(
     config: RunConfig,
+    placement: Placement,
     *,
     generator: Path,
     teacher: Path,
@@ -87,9 +87,8 @@ def stream_pools(
     evaluation_texts: list[str],
     seed_texts: list[str],
 ) -> list[StreamPool]:
-    """The stages of a run. Raises PlacementError where the cluster can never hold them."""
+    """The stages of a run."""
     synthesis = config.synthesis
-    placement = place_stream(synthesis, cluster_resources())
     texts = [ray.put((evaluation_texts, seed_texts))]
 
     n = placement.generate.max_actors
@@ -217,6 +216,8 @@ class UnitStream:
             self._reader.join(_TICK_S)
             self._mailbox.close.remote()  # again: a mailbox that was restarted is open
         self._stopped.set()
+        if ends_well and self._reader.is_alive():
+            self._force_end()
         if kind is None and self._reader.is_alive():
             raise PlacementError(
                 f"units at work did not finish within {_LONGEST_END_S:.0f} s after the last that "

@@ -18,7 +18,7 @@ from sentisynth.seeding import fingerprint
 
 PARENT = "mlflow.parentRunId"
 _KEY = "sentisynth_key"
-_PASSWORD = re.compile(r"//[^/@\s:]*:[^/@\s]+@")
+_PASSWORD = re.compile(r"(//)[^/@\s]+(?=@)|((?:password|passwd|token)=)[^&\s]+", re.IGNORECASE)
 _ILLEGAL = re.compile(r"[^a-zA-Z0-9_\-. ]")
 _LONGEST_KEY, _LONGEST_VALUE = 240, 6000
 _NEVER = (400, 404, 409, 413)  # what a store answers to what it will not take later either
@@ -77,14 +77,14 @@ class Tracker:
     def __init__(self, config: RunConfig, directory: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
         from mlflow import MlflowClient
 
         for name in ("mlflow", "mlflow.store.db.utils", "alembic"):  # what they say is raised, too
             logging.getLogger(name).setLevel(logging.CRITICAL)
 
-        own = directory / "mlflow"
+        own = self._own = directory / "mlflow"
         given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
         is_own = given is None
         uri = given or f"sqlite:///{own / 'mlflow.db'}"
@@ -103,7 +103,9 @@ class Tracker:
             "config": fingerprint(config.model_dump(mode="json")),
         }
         self._ids: dict[str, str] = {}
-        self.outbox = Outbox(directory / "mlflow-pending.jsonl", self._send)
+        # what one store did not take is not another's
+        store_name = fingerprint([self.uri, config.tracking.experiment])[:8]
+        self.outbox = Outbox(directory / f"mlflow-pending-{store_name}.jsonl", self._send)
         self.run_id = self._continued() or self._started(config)
         self.log = StageLog(self.outbox, self.run_id)
         self.outbox.flush()
@@ -156,6 +158,8 @@ class Tracker:
 
         what = entry["what"]
         if what == "start":
+            if entry.get("again") and self._run_of(entry["run"]) != self.run_id:
+                return  # it was made, and the process ended before it was noted
             started = int(entry["time"] * 1000)
             run = self.client.create_run(
                 self.experiment, started, tags=entry["tags"], run_name=entry["name"]
@@ -170,14 +174,26 @@ class Tracker:
             self.client.log_batch(run_id, params=[Param(*row) for row in entry["rows"]])
         elif what == "dataset":
             self.client.log_inputs(run_id, datasets=[_dataset(entry)])
-        elif what == "artifacts" and Path(entry["path"]).is_dir():
-            self.client.log_artifacts(run_id, entry["path"], entry["name"])
-        elif what == "artifacts" and Path(entry["path"]).is_file():
-            self.client.log_artifact(run_id, entry["path"])
+        elif what == "artifacts":
+            self._send_artifacts(run_id, Path(entry["path"]), entry["name"])
         elif what == "tag":
             self.client.set_tag(run_id, entry["name"], entry["value"])
         elif what == "end":
             self.client.set_terminated(run_id, entry["status"], entry["time"])
+
+    def _send_artifacts(self, run_id: str, path: Path, name: str) -> None:
+        """What lies in the run directory; a path that leads elsewhere is not ours to send."""
+        if not path.resolve().is_relative_to(self._file.parent.resolve()):
+            return
+        try:
+            if path.is_dir():
+                self.client.log_artifacts(run_id, str(path), name)
+            elif path.is_file():
+                self.client.log_artifact(run_id, str(path))
+        except Exception as error:  # noqa: BLE001  each kind of store has classes of its own
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            if status not in _NEVER:
+                raise OSError(str(error)) from None
 
     def _run_of(self, key: str) -> str:
         """The run of a child that another process began; another run's key is its own id."""
@@ -190,6 +206,11 @@ class Tracker:
         found = self.client.get_experiment_by_name(name)
         if found is None:
             return str(self.client.create_experiment(name, artifact_location=artifacts))
+        if artifacts is not None and found.artifact_location != artifacts:
+            raise TrackingError(
+                f"the MLflow store of this run keeps artifacts in {found.artifact_location}, not "
+                f"in its own directory; remove {self._own}, or set tracking.uri"
+            )
         return str(found.experiment_id)
 
     def _continued(self) -> str | None:
@@ -221,7 +242,7 @@ class Tracker:
 
 def without_secrets(uri: str) -> str:
     """A URI whose user and password, if it has them, are not told."""
-    return _PASSWORD.sub("//***@", uri)
+    return _PASSWORD.sub(r"\1\2***", uri)
 
 
 def _dataset(entry: dict[str, Any]) -> Any:
@@ -262,7 +283,7 @@ def store(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = _PASSWORD.sub("//***@", " ".join(str(error).split()))[:300]
+        reason = _PASSWORD.sub(r"\1\2***", " ".join(str(error).split()))[:300]
         raise TrackingError(
             f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
         ) from None

@@ -24,7 +24,11 @@ from sentisynth.data.storage import is_remote
 from sentisynth.errors import SentisynthError, TrainingError
 from sentisynth.models.devices import memory_guarded
 from sentisynth.runtime.actors import Reports
-from sentisynth.runtime.ray_cluster import check_one_node, cluster_resources, place_training
+from sentisynth.runtime.ray_cluster import (
+    cluster_resources,
+    place_training,
+    place_training_on_a_node,
+)
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.loop import Report
 
@@ -51,9 +55,8 @@ def run_training(
     TrainingError.
     """
     resources = cluster_resources()
-    placed = place_training(config, resources)
-    if is_remote(work):
-        check_one_node(config, placed, resources)
+    place = place_training_on_a_node if is_remote(work) else place_training
+    placed = place(config, resources)
     with _passing_on(on_report) as reports:
 
         def worker(attempt: str) -> None:

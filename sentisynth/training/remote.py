@@ -40,7 +40,8 @@ def run_from_store(
     _begin(place, work, attempt)
 
     def bring(entry: dict[str, Any]) -> None:
-        _bring(local, work)
+        if is_first_worker():  # it alone writes checkpoints
+            _bring(local, work)
         report(entry)
 
     job(*map(here, inputs), out=made, work=local, report=bring)
@@ -68,7 +69,11 @@ def _begin(place: Path, work: Path, attempt: str) -> None:
 
 def _bring(local: Path, work: Path) -> None:
     """Bring new checkpoint files to the store, then the progress that names them, then clean up."""
-    files = {p.name: p for p in local.iterdir() if p.is_file() and p.suffix != _ROWS}
+    files = {
+        path.name: path
+        for path in local.iterdir()
+        if path.is_file() and path.suffix != _ROWS and not path.name.startswith(".")
+    }
     if PROGRESS not in files:
         return
     with answering(work):

@@ -1,7 +1,5 @@
 """Run directories under URIs, on a server that speaks the S3 protocol on loopback."""
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +14,6 @@ from sentisynth.data.storage import here, is_remote, location
 from sentisynth.data.units import Unit, units_on_disk
 from sentisynth.errors import RunDirectoryError
 from tests.data.test_pool import SIZE, config, fill  # noqa: F401  a fixture
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URI of an empty bucket."""
-    from moto.server import ThreadedMotoServer
-
-    settings = {
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = {name: os.environ.get(name) for name in (*settings, "AWS_ENDPOINT_URL")}
-    os.environ.update(settings, AWS_ENDPOINT_URL=f"http://{host}:{port}")
-    try:
-        location("s3://runs").mkdir()
-        yield "s3://runs"
-    finally:
-        server.stop()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -41,8 +42,7 @@ class Nodes:
             *("--head", f"--port={self._head.split(':')[1]}", "--include-dashboard=true"),
             *("--dashboard-host=127.0.0.1", f"--dashboard-port={port}"),
         ]
-        if "ray_client" not in head:
-            head.append(f"--ray-client-server-port={free_port()}")
+        head.append(f"--ray-client-server-port={free_port()}")
         self._start(head)
         wait_for(self._answers, "the head's Jobs API")
 
@@ -60,10 +60,12 @@ class Nodes:
         """End all nodes."""
         for node in [*self._processes]:
             self.kill(node)
+        for n in range(1, self._started + 1):
+            shutil.rmtree(self._temp(n), ignore_errors=True)
 
     def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
         self._started += 1
-        temp = f"/tmp/ss{os.getpid()}n{self._started}"
+        temp = self._temp(self._started)
         ports = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
         node = subprocess.Popen(
             [
@@ -79,6 +81,9 @@ class Nodes:
         )
         self._processes.append(node)
         return node
+
+    def _temp(self, n: int) -> str:
+        return f"/tmp/ss{os.getpid()}n{n}"
 
     def _answers(self) -> bool:
         try:

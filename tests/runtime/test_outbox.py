@@ -24,11 +24,15 @@ class Store:
         self.taken.append(entry["n"])
 
 
+def entry(n: int, what: str = "metrics") -> dict[str, Any]:
+    return {"what": what, "run": "r", "n": n}
+
+
 def test_entries_go_out_at_once_and_leave_no_file(tmp_path: Path) -> None:
     store = Store()
     box = Outbox(tmp_path / "pending", store.send)
     for n in range(3):
-        box.put({"n": n})
+        box.put(entry(n))
     assert store.taken == [0, 1, 2] and not (tmp_path / "pending").exists()
 
 
@@ -37,14 +41,14 @@ def test_a_store_that_is_away_is_not_asked_each_time_and_gets_all_in_order(
 ) -> None:
     store = Store()
     box = Outbox(tmp_path / "pending", store.send)
-    box.put({"n": 0})
+    box.put(entry(0))
     store.up = False
     for n in range(1, 6):
-        box.put({"n": n})
+        box.put(entry(n))
     assert store.asked == 2 and len(box) == 5 and str(box.error) == "no answer"
     store.up = True
     monkeypatch.setattr(outbox, "_REST_S", 0.0)
-    box.put({"n": 6})
+    box.put(entry(6))
     assert store.taken == [*range(7)] and box.error is None
     assert not (tmp_path / "pending").exists()
 
@@ -54,7 +58,7 @@ def test_what_was_kept_is_sent_by_the_next_process(tmp_path: Path) -> None:
     store.up = False
     box = Outbox(tmp_path / "pending", store.send)
     for n in range(4):
-        box.put({"n": n})
+        box.put(entry(n))
     with (tmp_path / "pending").open("a") as stream:
         stream.write('{"n": 4, "cut o')  # the process was killed in the writing
     store.up = True
@@ -63,7 +67,27 @@ def test_what_was_kept_is_sent_by_the_next_process(tmp_path: Path) -> None:
     assert store.taken == [0, 1, 2, 3] and not (tmp_path / "pending").exists()
 
 
+def test_files_that_a_store_refuses_keep_nothing_else_back(tmp_path: Path) -> None:
+    taken = []
+
+    def send(sent: dict[str, Any]) -> None:
+        if sent["what"] == "artifacts":
+            raise TrackingError("too large")
+        taken.append(sent["n"])
+
+    box = Outbox(tmp_path / "pending", send)
+    box.put(entry(0, "artifacts"))
+    box.put(entry(1))
+    assert box.flush() is False and taken == [1] and len(box) == 1
+    again = Outbox(tmp_path / "pending", taken.append)  # type: ignore[arg-type]
+    assert again.flush() and taken[1]["again"] is True
+
+
 def test_a_file_of_something_else_is_a_sentence(tmp_path: Path) -> None:
+    for text in ("nonsense\n", '{"what": "metrics"}\n', "[1]\n"):
+        (tmp_path / "pending").write_text(text)
+        with pytest.raises(RunDirectoryError, match="records that MLflow did not take yet"):
+            Outbox(tmp_path / "pending", Store().send)
     (tmp_path / "pending").write_text("nonsense\n")
     with pytest.raises(RunDirectoryError, match="records that MLflow did not take yet"):
         Outbox(tmp_path / "pending", Store().send)

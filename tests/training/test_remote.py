@@ -11,7 +11,6 @@ from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.storage import download_files, location
 from sentisynth.training.jobs import teach
 from sentisynth.training.remote import run_from_store
-from tests.data.test_storage import bucket  # noqa: F401  a fixture
 from tests.flows.test_training import corpus, settings  # noqa: F401  a fixture
 
 
@@ -20,7 +19,7 @@ class KilledError(Exception):
 
 
 def test_a_training_goes_on_from_the_store_on_another_machine(
-    bucket: str,  # noqa: F811
+    bucket: str,
     corpus: Path,  # noqa: F811
     tiny_bert: Path,
     tmp_path: Path,
