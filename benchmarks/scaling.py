@@ -80,7 +80,7 @@ def simulated(gpus: int) -> Iterator[None]:
     left = gpus
     while left > 0:
         own = min(left, GPUS_A_NODE)
-        cluster.add_node(num_cpus=2 * own, num_gpus=own, **store)
+        cluster.add_node(num_cpus=own, num_gpus=own, **store)
         left -= own
     os.environ["RAY_ADDRESS"] = cluster.address
     try:

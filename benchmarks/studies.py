@@ -34,11 +34,11 @@ STUDIES = {
     "alpha-beta": ("α × β", ["dim.alpha=[0.2,0.5,0.8,1.0]", "dim.beta=[0.1,0.3,0.5,1.0]"]),
 }
 SHORT = {  # fewer points of each
-    "size": ["dim.size=[0,500,1000,2000]"],
+    "size": ["dim.size=[0,500,2000]"],
     "alpha": ["dim.alpha=[0.1,0.5,0.9]"],
     "beta": ["dim.beta=[0.1,0.3,1.0]"],
     "temperature": ["dim.temperature=[1,2,8]"],
-    "tau": ["dim.tau=[0.5,0.7,0.8,0.9,0.95]"],
+    "tau": ["dim.tau=[0.5,0.8,0.95]"],
     "alpha-beta": ["dim.alpha=[0.2,0.5,0.8]", "dim.beta=[0.1,0.3,1.0]"],
 }
 HERE = Path(__file__).parent / "studies"

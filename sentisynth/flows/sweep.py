@@ -24,7 +24,7 @@ from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, told, 
 from sentisynth.flows.parts import plan_parts
 from sentisynth.flows.session import Session
 from sentisynth.flows.sweep_plan import SweepPlan
-from sentisynth.flows.sweep_rows import selected_rows, write_shared
+from sentisynth.flows.sweep_rows import selected_rows, selection_digests, write_shared
 from sentisynth.models.classifier import predict_logits, starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model, save_model
 from sentisynth.runtime.ray_cluster import cluster_resources
@@ -66,7 +66,9 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
     trials = [trial for trial in trials if trial.selection not in impossible]
     done = _those_of(plan, base, trials, read_results(out / "trials"))
     missing = [trial for trial in trials if trial.name not in done]
-    log = SweepLog(session.tracker, plan.kind, out / "mlflow.json")
+    dims = list(plan.grid) or list(plan.ranges)
+    digests = selection_digests(out / "shared")
+    log = SweepLog(session.tracker, plan.kind, out / "mlflow.json", dims, digests)
     runner = TrialRunner(out / "shared", out / "trials", config, teacher)
     n_all, counted = len(trials) or plan.samples, [len(done)]
 

@@ -1,6 +1,7 @@
 """What the trials of a sweep map: rows of the pool, selected once and tokenised once."""
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
+from sentisynth.data.files import sha256_file
 from sentisynth.data.ledger import SCORED
 from sentisynth.data.logits import logits_of
 from sentisynth.data.manifest import read_manifest, read_receipts
@@ -116,6 +118,16 @@ def write_shared(
     arrays: dict[str, Any] = positions
     np.savez(shared / SELECTIONS, **arrays)
     return diversity
+
+
+def selection_digests(shared: Path) -> dict[str, str]:
+    """sha256 of the real rows and the rows of each selection, as the trials map them."""
+    rows = sha256_file(shared / ROWS)
+    with np.load(shared / SELECTIONS, allow_pickle=False) as selections:
+        return {
+            name: fingerprint([rows, hashlib.sha256(positions.tobytes()).hexdigest()])
+            for name, positions in selections.items()
+        }
 
 
 def _labelled(texts: Any, labels: Any, logits: np.ndarray) -> pa.Table:

@@ -116,6 +116,12 @@ class Resources:
         return sum(self.node_gpus)
 
     @property
+    def cpus_a_gpu(self) -> float:
+        """CPUs beside a GPU, where there are fewest; of all where there is no GPU."""
+        nodes = zip(self.node_cpus, self.node_gpus, strict=True)
+        return min((cpus / gpus for cpus, gpus in nodes if gpus), default=self.cpus)
+
+    @property
     def without_gpus(self) -> "Resources":
         """The CPUs alone."""
         return Resources(node_cpus=self.node_cpus, node_gpus=tuple(0.0 for _ in self.node_gpus))
@@ -166,7 +172,7 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     wanted = [config.generate_pool, config.verify_pool]
     names = ["synthesis.generate_pool", "synthesis.verify_pool"]
     placed = [
-        _place_pool(pool, cpus, gpus, n, share)
+        _place_pool(pool, resources, n, share)
         for pool, n, share in zip(wanted, (1.0, 0.5), _SHARES_OF_A_GPU, strict=True)
     ]
     for name, pool in zip(names, placed, strict=True):
@@ -186,12 +192,13 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
 
 
 def _place_pool(
-    pool: PoolConfig, cpus: float, gpus: float, actors_a_cpu: float, share_of_a_gpu: float
+    pool: PoolConfig, resources: Resources, actors_a_cpu: float, share_of_a_gpu: float
 ) -> PoolPlacement:
+    cpus, gpus = resources.cpus, resources.gpus
     own_gpus = pool.gpus if pool.gpus is not None else (share_of_a_gpu if gpus else 0.0)
     if own_gpus:
         most = pool.max_actors or max(pool.min_actors, int(gpus))
-        share = min(1.0, _SHARE_OF_CPUS * cpus / (2 * most))
+        share = _SHARE_OF_CPUS * resources.cpus_a_gpu / 2
     else:
         most = pool.max_actors or max(pool.min_actors, int(cpus * actors_a_cpu), 1)
         share = _SHARE_OF_CPUS * cpus / (2 * most)

@@ -1,20 +1,34 @@
 """A sweep in MLflow: a run of its own, and below it one run a trial, each once."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sentisynth.data.files import write_json
 from sentisynth.errors import TrackingError
 from sentisynth.runtime.tracking import PARENT, StageLog, Tracker, store
+from sentisynth.training.trials import Trial
 
 _FINISHED = "FINISHED"
 
 
 class SweepLog:
-    """The MLflow run of a sweep; whatever is resumed, a trial is recorded once."""
+    """The MLflow run of a sweep; whatever is resumed, a trial is recorded once.
 
-    def __init__(self, tracker: Tracker, kind: str, file: Path) -> None:
+    `dims` are the fields of a trial that the sweep varies, `digests` the sha256 of the rows of each
+    selection (`Trial.selection`).
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        kind: str,
+        file: Path,
+        dims: Sequence[str],
+        digests: Mapping[str, str],
+    ) -> None:
+        self._dims, self._digests = dims, digests
         self._tracker, self._client, self._uri = tracker, tracker.client, tracker.uri
         self._kind = kind
         with store(self._uri):
@@ -32,8 +46,12 @@ class SweepLog:
         if path.stem in self._logged or not path.is_file():
             return
         result = json.loads(path.read_text(encoding="utf-8"))
-        log = self._tracker.child(path.stem, self.run_id, {"trial": path.stem})
-        log.params(result["trial"])
+        trial = Trial(**result["trial"])
+        values = {**result["trial"], **trial.settings}
+        name = ", ".join(f"{d.rsplit('.', 1)[-1]}={values.get(d)}" for d in (*self._dims, "seed"))
+        log = self._tracker.child(name, self.run_id, {"trial": path.stem})
+        log.params({**result["trial"], "fingerprint": path.stem})
+        log.params({"dataset": self._digests.get(trial.selection, "")})
         for entry in result["evaluations"]:
             figures = {k: v for k, v in entry.items() if k not in ("step", "total_steps")}
             log.metrics(figures, step=int(entry["step"]))

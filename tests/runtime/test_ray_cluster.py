@@ -29,6 +29,16 @@ def test_generator_and_teacher_share_a_gpu() -> None:
     assert placed.generate.max_actors == placed.verify.max_actors == 1
 
 
+def test_a_generator_and_a_teacher_fit_on_each_gpu_and_its_own_cpus() -> None:
+    """Whatever the head has: two of a kind do not fit on a GPU, one of each fits its node."""
+    cluster = Resources(node_cpus=(64, 1, 8), node_gpus=(0, 1, 4))
+    placed = place_stream(SynthesisConfig(), cluster)
+    assert 2 * placed.generate.gpus > 1 and placed.generate.gpus + placed.verify.gpus == 1
+    assert placed.generate.max_actors == placed.generate.min_actors == 5
+    for cpus, gpus in ((1, 1), (8, 4)):
+        assert gpus * (placed.generate.cpus + placed.verify.cpus) <= cpus
+
+
 def test_what_can_never_be_placed_is_said_before_the_start() -> None:
     greedy = SynthesisConfig(generate_pool=PoolConfig(min_actors=4, gpus=1))
     with pytest.raises(PlacementError, match="the cluster has 2 for them"):
