@@ -46,6 +46,13 @@ class StreamProgress:
             seen["rows"] += len(receipt.rows) if scored else receipt.unit.size
             seen["tokens"] += receipt.n_scored_tokens if scored else receipt.n_tokens
 
+    def pace(self, after: float) -> dict[str, float]:
+        """Seconds of a unit in each stage, once units have come for so long; before, nothing."""
+        if not self._rows or time.monotonic() - self._started < after:
+            return {}
+        n = self.units - 1  # the first one is not counted
+        return {stage: seen["seconds"] / n for stage, seen in self._stages.items()}
+
     def figures(self) -> dict[str, Any]:
         """What is known now. A stage's rate is that of one of its actors while it works, `busy`
         how many of them work on average.

@@ -23,14 +23,20 @@ from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_generator
 from sentisynth.models.classifier import check_verifier
 from sentisynth.runtime.nodes import check_storage, wait_for_room
-from sentisynth.runtime.ray_cluster import facts_of_an_actor
+from sentisynth.runtime.ray_cluster import (
+    Placement,
+    balanced,
+    cluster_resources,
+    facts_of_an_actor,
+)
 from sentisynth.runtime.stream import UnitStream, stream_pools
 from sentisynth.runtime.tracking import StageLog
-from sentisynth.runtime.watch import ClusterChangedError
+from sentisynth.runtime.watch import ClusterChangedError, UnbalancedError
 from sentisynth.seeding import fingerprint
 from sentisynth.training.jobs import read_splits
 
 _LOG_EVERY_S = 10.0
+_MEASURED_S = 60.0  # of a stream, until its stages' pace is known
 
 
 def synthesize(session: Session) -> None:
@@ -136,28 +142,35 @@ def _fill(
             show_ray_progress=session.console.shows_ray,
         )
         try:
-            _run(session, config, reader, stream, log, done)
+            _run(session, config, placement, reader, stream, log, done)
+        except UnbalancedError as change:
+            session.console.event("balance", f"   {change}")
+            placement = change.placement
         except ClusterChangedError as change:
             session.console.event("cluster", f"   {change}; going on with the nodes that are there")
             placement = wait_for_room(config, placement, session.console.note)
             check_storage(directory.pool)
             devices = tuple(map(facts_of_an_actor, (placement.generate, placement.verify)))
             refuse_other_devices(session, plan_parts(session), devices)
-            continue
-        return
+        else:
+            return
 
 
 def _run(
     session: Session,
     config: RunConfig,
+    placement: Placement,
     reader: PoolReader,
     stream: UnitStream,
     log: StageLog,
     done: set[Unit],
 ) -> None:
-    """The stream until the quota is full; what it finishes joins `done`."""
+    """The stream until the quota is full; what it finishes joins `done`.
+
+    Raises UnbalancedError after the first minute, where other sizes of the pools fit their pace.
+    """
     progress = StreamProgress(reader, stream, config)
-    logged = time.monotonic()
+    logged, is_measured = time.monotonic(), False
     stream.want(reader.horizons())
 
     def tell() -> None:
@@ -177,6 +190,11 @@ def _run(
                 if short is not None:
                     raise QuotaError(_why_hopeless(config, reader, short))
                 stream.want(reader.horizons())
+                if not is_measured and (seconds := progress.pace(_MEASURED_S)):
+                    is_measured = True
+                    better = balanced(config.synthesis, placement, cluster_resources(), seconds)
+                    if better is not None:
+                        raise UnbalancedError(better)
             tell()
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()

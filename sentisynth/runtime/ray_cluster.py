@@ -1,9 +1,10 @@
 """Connecting to Ray, and where the stages of the stream go on it."""
 
+import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ _MOST_CPUS_BESIDE_A_GPU = 4
 # Of a GPU that generator and teacher share: two generators do not fit on one, and once they are
 # placed, two teachers do not either. Halves would be filled by two of a kind.
 _SHARES_OF_A_GPU = (0.6, 0.4)
+_FIRST_GUESS, _ABOUT = 0.75, 0.2  # of GPUs for generation, until its pace is known
 _SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 
 
@@ -175,6 +177,8 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
         _place_pool(pool, resources, n, share)
         for pool, n, share in zip(wanted, (1.0, 0.5), _SHARES_OF_A_GPU, strict=True)
     ]
+    if _have_own_gpus(config, placed):
+        placed = _shared_out(placed, gpus, _FIRST_GUESS)
     for name, pool in zip(names, placed, strict=True):
         if not resources.holds(pool.cpus, pool.gpus):
             raise PlacementError(
@@ -189,6 +193,40 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
                 f"has {total:g} for them; lower min_actors or {kind}, or add nodes"
             )
     return Placement(generate=placed[0], verify=placed[1])
+
+
+def balanced(
+    config: SynthesisConfig, placement: Placement, resources: Resources, seconds: dict[str, float]
+) -> Placement | None:
+    """Sizes of pools that have GPUs of their own, so that neither waits for the other: actors in
+    proportion to the seconds that a unit takes in each. None if that is about what they have.
+    """
+    pools = [placement.generate, placement.verify]
+    if not _have_own_gpus(config, pools):
+        return None
+    share = seconds["generate"] / (seconds["generate"] + seconds["verify"])
+    generate, verify = _shared_out(pools, resources.gpus, share)
+    if abs(generate.max_actors - placement.generate.max_actors) < _ABOUT * generate.max_actors:
+        return None
+    return Placement(generate=generate, verify=verify)
+
+
+def _have_own_gpus(config: SynthesisConfig, placed: Sequence[PoolPlacement]) -> bool:
+    """Whether generators and teachers do not share GPUs, and nobody said how many of each."""
+    wanted = (config.generate_pool, config.verify_pool)
+    is_open = all(pool.max_actors is None and pool.min_actors == 1 for pool in wanted)
+    return is_open and all(p.gpus for p in placed) and sum(p.gpus for p in placed) > 1
+
+
+def _shared_out(placed: Sequence[PoolPlacement], gpus: float, share: float) -> list[PoolPlacement]:
+    """A share of the GPUs for the first pool, the rest for the second, at least an actor each."""
+    first, second = placed
+    own = max(1, min(round(gpus * share / first.gpus), int((gpus - second.gpus) / first.gpus)))
+    rest = max(1, int((gpus - own * first.gpus) / second.gpus))
+    return [
+        dataclasses.replace(pool, min_actors=n, max_actors=n)
+        for pool, n in ((first, own), (second, rest))
+    ]
 
 
 def _place_pool(

@@ -48,7 +48,7 @@ from sentisynth.runtime.ray_cluster import (
     Placement,
     PoolPlacement,
 )
-from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostError
+from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostError, UnbalancedError
 
 _TICK_S = 1.0
 _LONGEST_LOADING_S = 1800
@@ -209,7 +209,9 @@ class UnitStream:
         if kind is not None and issubclass(kind, NodesLostError):
             self._force_end()
             return
-        ends_well = kind is None or issubclass(kind, SentisynthError | NodesGainedError)
+        ends_well = kind is None or issubclass(
+            kind, SentisynthError | NodesGainedError | UnbalancedError
+        )
         deadline = time.monotonic() + (_LONGEST_END_S if ends_well else 0)
         self._mailbox.close.remote()
         while self._reader.is_alive() and time.monotonic() < deadline:

@@ -2,7 +2,7 @@
 
 import time
 
-from sentisynth.runtime.ray_cluster import cluster_resources
+from sentisynth.runtime.ray_cluster import Placement, cluster_resources
 
 _SHORTEST_PATIENCE_S = 30.0  # without a unit, once nodes are lost
 _LONGEST_PATIENCE_S = 600.0
@@ -20,6 +20,17 @@ class NodesLostError(ClusterChangedError):
 
 class NodesGainedError(ClusterChangedError):
     """There is much more to work with than when the stream was opened."""
+
+
+class UnbalancedError(ClusterChangedError):
+    """A stage waits for the other; `placement` has sizes by their measured pace."""
+
+    def __init__(self, placement: Placement) -> None:
+        self.placement = placement
+        super().__init__(
+            f"by their pace, {placement.generate.max_actors} generators and "
+            f"{placement.verify.max_actors} teachers keep each other busy"
+        )
 
 
 class ClusterWatch:

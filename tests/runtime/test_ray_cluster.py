@@ -2,7 +2,12 @@ import pytest
 
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
-from sentisynth.runtime.ray_cluster import Resources, place_stream, place_training
+from sentisynth.runtime.ray_cluster import (
+    Resources,
+    balanced,
+    place_stream,
+    place_training,
+)
 
 
 def nodes(*cpus: float, gpus: float = 0) -> Resources:
@@ -37,6 +42,27 @@ def test_a_generator_and_a_teacher_fit_on_each_gpu_and_its_own_cpus() -> None:
     assert placed.generate.max_actors == placed.generate.min_actors == 5
     for cpus, gpus in ((1, 1), (8, 4)):
         assert gpus * (placed.generate.cpus + placed.verify.cpus) <= cpus
+
+
+def test_pools_with_gpus_of_their_own_are_sized_by_their_pace() -> None:
+    own = SynthesisConfig(generate_pool=PoolConfig(gpus=1), verify_pool=PoolConfig(gpus=1))
+    cluster = Resources(node_cpus=(8,) * 4, node_gpus=(4,) * 4)
+    first = place_stream(own, cluster)
+    assert (first.generate.max_actors, first.verify.max_actors) == (12, 4)
+    for seconds, sizes in (((1, 1), (8, 8)), ((1, 9), (2, 14)), ((99, 1), (15, 1))):
+        pace = {"generate": float(seconds[0]), "verify": float(seconds[1])}
+        better = balanced(own, first, cluster, pace)
+        assert better is not None
+        assert (better.generate.max_actors, better.verify.max_actors) == sizes
+        assert better.generate.min_actors == sizes[0]
+    assert balanced(own, first, cluster, {"generate": 4.0, "verify": 1.0}) is None
+    shared = place_stream(SynthesisConfig(), cluster)
+    assert balanced(SynthesisConfig(), shared, cluster, {"generate": 1.0, "verify": 9.0}) is None
+    said = SynthesisConfig(
+        generate_pool=PoolConfig(gpus=1, max_actors=4), verify_pool=PoolConfig(gpus=1)
+    )
+    placed = place_stream(said, cluster)
+    assert balanced(said, placed, cluster, {"generate": 1.0, "verify": 9.0}) is None
 
 
 def test_what_can_never_be_placed_is_said_before_the_start() -> None:
