@@ -39,7 +39,7 @@ SHORT = {  # fewer points of each
     "beta": ["dim.beta=[0.1,0.3,1.0]"],
     "temperature": ["dim.temperature=[1,2,8]"],
     "tau": ["dim.tau=[0.5,0.8,0.95]"],
-    "alpha-beta": ["dim.alpha=[0.2,0.5,0.8]", "dim.beta=[0.1,0.3,1.0]"],
+    "alpha-beta": ["dim.alpha=[0.2,0.5,0.8]", "dim.beta=[0.1,0.3]"],
 }
 HERE = Path(__file__).parent / "studies"
 
@@ -81,8 +81,8 @@ def keep(sweep: Path, name: str, kind: str) -> None:
     target.mkdir(parents=True, exist_ok=True)
     shutil.copy(sweep / "results.csv", target / f"{kind}.csv")
     for i, plot in enumerate(sweep_plots(json.loads((sweep / "summary.json").read_text()))):
-        svg = str(plot.svg).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
-        svg = svg.replace("<svg ", '<svg font-family="sans-serif" width="540" ', 1)
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        svg = str(plot.svg).replace("<svg ", f'<svg {names} font-family="sans-serif" width="540" ')
         for colour, (light, _) in COLOURS.items():
             svg = svg.replace(f"var(--{colour})", light)
         start = svg.index(">") + 1
