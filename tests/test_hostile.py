@@ -22,7 +22,7 @@ from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.sources import read_rows
 from sentisynth.data.storage import download_files, location
 from sentisynth.data.text import shown
-from sentisynth.errors import ConfigError, DataError, ModelError, RunDirectoryError, TrackingError
+from sentisynth.errors import ConfigError, DataError, ModelError, RunDirectoryError
 from sentisynth.flows.console import Console
 from sentisynth.models.loading import load_tokenizer, read_config, resolve_model
 from sentisynth.runtime.tracking import Tracker
@@ -197,8 +197,15 @@ def test_records_of_a_stranger_send_no_file_of_yours(tmp_path: Path) -> None:
     elsewhere = MlflowClient(f"sqlite:///{run / 'mlflow' / 'mlflow.db'}")
     elsewhere.create_experiment("evil", artifact_location=(tmp_path / "outside").as_uri())
     evil = load_config("quickstart", ["tracking.experiment=evil"])
-    with pytest.raises(TrackingError, match="not in its own directory"):
-        Tracker(evil, run)
+    (run / "file").write_text("x")
+    stranger = Tracker(evil, run)
+    stranger.log.artifacts(run / "file", "")
+    assert list((run / "mlflow" / "artifacts").rglob("file"))
+    assert not (tmp_path / "outside").exists()
+    moved = tmp_path / "moved"
+    shutil.copytree(run, moved)
+    Tracker(config, moved).log.artifacts(moved / "file", "")
+    assert list((moved / "mlflow" / "artifacts").rglob("file"))
 
 
 def test_objects_whose_names_lead_elsewhere_are_not_fetched(tmp_path: Path) -> None:

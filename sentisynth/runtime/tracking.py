@@ -204,9 +204,13 @@ class Tracker:
 
     def _experiment_id(self, name: str, artifacts: str | None) -> str:
         found = self.client.get_experiment_by_name(name)
+        if found and artifacts and found.artifact_location != artifacts:
+            # a run directory that was copied or moved, or is a stranger's: files stay in it
+            name = f"{name} {fingerprint(artifacts)[:8]}"
+            found = self.client.get_experiment_by_name(name)
         if found is None:
             return str(self.client.create_experiment(name, artifact_location=artifacts))
-        if artifacts is not None and found.artifact_location != artifacts:
+        if artifacts and found.artifact_location != artifacts:
             raise TrackingError(
                 f"the MLflow store of this run keeps artifacts in {found.artifact_location}, not "
                 f"in its own directory; remove {self._own}, or set tracking.uri"
