@@ -13,7 +13,6 @@ import pytest
 from sentisynth.cli import main
 from sentisynth.data.storage import location
 from tests.conftest import QUICK, reviews
-from tests.data.test_storage import bucket  # noqa: F401  a fixture
 
 
 @pytest.mark.slow
@@ -51,7 +50,7 @@ def test_three_classes_two_workers_and_transformers_engine(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_run_on_s3_has_the_bytes_of_one_on_disk(
-    bucket: str,  # noqa: F811
+    bucket: str,
     tmp_path: Path,
     quick_overrides: list[str],
     finished_run: Path,
