@@ -34,6 +34,7 @@ def submit(
     """
     check_shared(out)
     location(out)  # a URI with a secret in it goes nowhere
+    variables = _variables()
     cluster = Cluster(address)
     with tempfile.TemporaryDirectory(prefix="sentisynth-job-") as directory:
         package = Path(directory)
@@ -51,7 +52,7 @@ def submit(
         if job is not None:
             return cluster, job, True
         line = ["python", "-m", "sentisynth.cli", *command, RECIPE, *options, "--out", out]
-        job = cluster.submit(shlex.join(line), package, _variables(), fingerprint(same))
+        job = cluster.submit(shlex.join(line), package, variables, fingerprint(same))
     return cluster, job, False
 
 

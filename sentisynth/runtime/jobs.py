@@ -17,6 +17,11 @@ FINGERPRINT = "sentisynth"
 _PATIENCE_S = 600.0  # that a cluster may be unreachable while its job is followed
 _RETRY_S = 2.0
 _ENDS = {"STOPPED": 130, "FAILED": 1, "SUCCEEDED": 0}
+_TALKATIVE = (  # of uploads, on standard error
+    "dashboard.modules.dashboard_sdk",
+    "dashboard.modules.job.sdk",
+    "_private.runtime_env.packaging",
+)
 _ASKS = (
     "the cluster at {address} asks for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN, "
     "RAY_AUTH_TOKEN_PATH or the file ~/.ray/auth_token to its token"
@@ -40,8 +45,8 @@ class Cluster:
         from ray.exceptions import AuthenticationError
         from ray.job_submission import JobSubmissionClient
 
-        for name in ("dashboard_sdk", "job.sdk"):  # they tell of uploads on standard error
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+        for name in _TALKATIVE:
+            logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
         self.address, self._printed = address, 0
         try:
             self._client = JobSubmissionClient(address)

@@ -103,7 +103,7 @@ def test_a_job_that_fails_says_why_and_is_not_started_twice(
     )
     again = subprocess.run(command, env=nodes.env, capture_output=True, text=True, check=False)
     assert "was submitted" in first.stderr and "is running already" in again.stderr
-    assert first.stderr.split()[1] == again.stderr.split()[1]
+    assert first.stderr.split()[1] == again.stderr.split()[1], first.stderr
     assert again.returncode == 2
     assert "sentisynth: 1000 rows were asked for" in again.stdout or "n_seed" in again.stdout
 
@@ -112,7 +112,7 @@ def test_a_job_that_fails_says_why_and_is_not_started_twice(
     ("arguments", "said"),
     [
         (["cluster.nodes=9", "cluster.wait_s=1"], "2 of 9 nodes and 0 of 0 GPUs are there"),
-        (["--out", "memory://run"], "is not what these nodes see: 127.0.0.1 (FileNotFoundError"),
+        (["--out", "memory://run"], "run is not what these nodes see: "),
     ],
 )
 def test_a_cluster_that_is_not_as_it_should_be_is_a_sentence(
@@ -169,12 +169,10 @@ def test_a_cluster_that_asks_for_a_token_says_so(nodes: Nodes) -> None:
 
 
 def test_a_secret_is_not_sent(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], nodes: Nodes
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.setenv(name, nodes.env[name])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@mlflow.example")
-    arguments = ["submit", "run", "quickstart", "--out", "/x", "--address", nodes.address]
+    arguments = ["submit", "run", "quickstart", "--out", "/x", "--address", "http://127.0.0.1:9"]
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert "holds a password" in error and "hunter2" not in error
