@@ -59,10 +59,9 @@ def digests(out: Path) -> dict[str, str]:
     return {"pool": manifest["sha256"], **stamp["files"]}
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(
-    "way", ["sentisynth submit", pytest.param("ray job submit", marks=pytest.mark.chaos)]
-)
+@pytest.mark.parametrize("way", ["sentisynth submit", "ray job submit"])
 def test_a_job_that_loses_a_node_makes_the_same_bytes(
     way: str,
     nodes: Nodes,
