@@ -1,7 +1,6 @@
 """What a measurement was made on: hardware, versions, commit."""
 
 import datetime
-import os
 import platform
 import re
 import subprocess
@@ -9,6 +8,8 @@ import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from sentisynth.models.devices import hardware
 
 PACKAGES = (
     *("ray", "torch", "transformers", "datasets", "deepspeed", "mlflow", "pyarrow", "triton"),
@@ -24,21 +25,6 @@ def environment() -> dict[str, Any]:
         "hardware": hardware(),
         "versions": versions(),
     }
-
-
-def hardware() -> str:
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
-        model = names[0].split(":", 1)[1].strip() if names else model
-    return f"{os.cpu_count()} cores, {model}, GPU: {gpu()}"
-
-
-def gpu() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
 
 
 def versions() -> dict[str, str]:

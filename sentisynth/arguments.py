@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, get_args
 
 from sentisynth import __version__
+from sentisynth.config.pretrain import Kind
 from sentisynth.config.types import SweepKind
 
 _EPILOG = """\
@@ -15,6 +16,7 @@ RECIPE is a built-in name (see `sentisynth recipes`) or a YAML file. Any key of 
 The same command again does nothing that is done, and goes on where it was interrupted.
 """
 _SUBMIT = "the same command as a Ray job: submit COMMAND ... --address URL --out DIR [--detach]"
+_PRETRAIN = "a base model from unlabelled text alone: an encoder, or a generator"
 _STAGE_HELP = {
     "run": "the whole pipeline: teacher, generator, synthesis, dataset, student, evaluation",
     "teacher": "stage A: fine-tune the teacher on the seed rows",
@@ -110,6 +112,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--progress", choices=("line", "json"), default="line")
     sweep.set_defaults(command="sweep")
+    pretrain = commands.add_parser("pretrain", help=_PRETRAIN, description=_PRETRAIN)
+    made = get_args(Kind)
+    pretrain.add_argument("kind", metavar="KIND", choices=made, help=", ".join(made))
+    _recipe_arguments(pretrain)
+    pretrain.add_argument(
+        "--overwrite", action="store_true", help="replace what was made otherwise"
+    )
+    pretrain.add_argument("--progress", choices=("line", "json"), default="line")
+    pretrain.set_defaults(command="pretrain")
     commands.add_parser("submit", help=_SUBMIT)
     for name, text in (
         ("check", "verify checksums, ledger and splits of a run"),
@@ -132,11 +143,15 @@ def _recipe_command(commands: Any, name: str, text: str) -> argparse.ArgumentPar
     if name == "sweep":
         kinds = get_args(SweepKind)
         sub.add_argument("kind", metavar="KIND", choices=kinds, help=", ".join(kinds))
+    _recipe_arguments(sub)
+    assert isinstance(sub, argparse.ArgumentParser)
+    return sub
+
+
+def _recipe_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("recipe", metavar="RECIPE", help="a built-in recipe or a YAML file")
     sub.add_argument("overrides", metavar="key=value", nargs="*", help="set a key of the recipe")
     sub.add_argument("--out", help="run directory, a path or a URI (default runs/NAME)")
-    assert isinstance(sub, argparse.ArgumentParser)
-    return sub
 
 
 def _positive(text: str) -> int:

@@ -13,9 +13,10 @@ from contextlib import suppress
 from typing import Any
 
 from sentisynth.arguments import parse
-from sentisynth.config.load import load_config, recipe_names
+from sentisynth.config.load import load_config, load_pretrain_config, recipe_names
+from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.text import shown
-from sentisynth.errors import SentisynthError
+from sentisynth.errors import ConfigError, SentisynthError
 from sentisynth.signals import stoppable
 
 # Read when these packages are imported: what they would print beside our own progress.
@@ -68,9 +69,13 @@ def _told(sentence: str, status: int) -> int:
 
 
 def _recipes(_: argparse.Namespace) -> int:
-    width = max(map(len, recipe_names()))
+    base = recipe_names(PretrainConfig)
+    width = max(map(len, [*recipe_names(), *base]))
     for name in recipe_names():
         print(f"{name:{width}}  {load_config(name).description}")
+    print("\nof base models, for `sentisynth pretrain`:")
+    for name in base:
+        print(f"{name:{width}}  {load_pretrain_config(name).description}")
     return 0
 
 
@@ -113,6 +118,21 @@ def _plan(arguments: argparse.Namespace) -> int:
     from sentisynth.flows.plan import plan
 
     plan(config, Console(), arguments.gpus, arguments.gpu_memory)
+    return 0
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    config = load_pretrain_config(arguments.recipe, arguments.overrides)
+    if config.kind != arguments.kind:
+        raise ConfigError(
+            f"{arguments.recipe} makes a model of kind {config.kind!r}; run `sentisynth pretrain "
+            f"{config.kind} {arguments.recipe}`"
+        )
+    from sentisynth.flows.console import Console
+    from sentisynth.flows.pretrain import run_pretrain
+
+    out, console = _out(arguments, config.name), Console(arguments.progress)
+    run_pretrain(config, out, console, overwrite=arguments.overwrite)
     return 0
 
 
@@ -198,6 +218,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "stage": _stage,
     "preview": _preview,
     "plan": _plan,
+    "pretrain": _pretrain,
     "sweep": _sweep,
     "submit": _submit,
     "check": _check,

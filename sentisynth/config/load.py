@@ -6,21 +6,29 @@ import json
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from sentisynth.config.types import RunConfig
+from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.errors import ConfigError
 
-_RECIPES = resources.files("sentisynth.config") / "recipes"
+_RECIPES: dict[type[NamedConfig], Any] = {
+    RunConfig: resources.files("sentisynth.config") / "recipes",
+    PretrainConfig: resources.files("sentisynth.config") / "recipes" / "pretrain",
+}
+AnyConfig = TypeVar("AnyConfig", bound=NamedConfig)
 _REFERENCES = {
     "data": ("source", "validation", "test"),
     "teacher": ("model",),
     "generator": ("model",),
     "student": ("model",),
+    "text": ("source",),
+    "tokenizer": ("model",),
+    "masked": ("judge",),
 }
 _NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
 _SERVERS = ("http://", "https://", "databricks", "postgresql", "mysql", "mssql")
@@ -35,9 +43,10 @@ _TYPE_WORDS = {
 }
 
 
-def recipe_names() -> list[str]:
-    """Names of the built-in recipes."""
-    return sorted(p.name[: -len(".yaml")] for p in _RECIPES.iterdir() if p.name.endswith(".yaml"))
+def recipe_names(kind: type[NamedConfig] = RunConfig) -> list[str]:
+    """Names of the built-in recipes of a kind."""
+    found = (p.name for p in _RECIPES[kind].iterdir())
+    return sorted(name[: -len(".yaml")] for name in found if name.endswith(".yaml"))
 
 
 def load_config(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> RunConfig:
@@ -45,21 +54,36 @@ def load_config(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Run
 
     Raises ConfigError with one sentence for the first mistake found.
     """
-    values = _read_recipe(recipe)
+    return _load(RunConfig, recipe, overrides)
+
+
+def load_pretrain_config(
+    recipe: str, overrides: list[str] | tuple[str, ...] = ()
+) -> PretrainConfig:
+    """The same for a recipe of a base model."""
+    return _load(PretrainConfig, recipe, overrides)
+
+
+def _load(kind: type[AnyConfig], recipe: str, overrides: list[str] | tuple[str, ...]) -> AnyConfig:
+    values = _read_recipe(recipe, kind)
     _refuse_places(recipe, values)
     for override in overrides:
-        _apply(values, override)
+        _apply(values, override, kind)
     _make_absolute(values)
     _read_deepspeed(values)
-    return parse_config(values)
+    return _parse(kind, values)
 
 
 def parse_config(values: dict[str, Any]) -> RunConfig:
     """Check a mapping of nested keys. Raises ConfigError."""
+    return _parse(RunConfig, values)
+
+
+def _parse(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
     try:
-        return RunConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(error.errors()[0])) from None
+        raise ConfigError(_sentence(error.errors()[0], kind)) from None
 
 
 def with_values(values: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,19 +116,19 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
     return keys
 
 
-def _read_recipe(recipe: str) -> dict[str, Any]:
-    if recipe in recipe_names():
-        text = (_RECIPES / f"{recipe}.yaml").read_text(encoding="utf-8")
+def _read_recipe(recipe: str, kind: type[NamedConfig]) -> dict[str, Any]:
+    if recipe in recipe_names(kind):
+        text = (_RECIPES[kind] / f"{recipe}.yaml").read_text(encoding="utf-8")
     elif Path(recipe).is_file():
         try:
             text = Path(recipe).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"{recipe} cannot be read as UTF-8 text: {error}") from None
     else:
-        hint = _nearest(recipe, recipe_names())
+        hint = _nearest(recipe, recipe_names(kind))
         raise ConfigError(
             f"there is no recipe or file {recipe!r}; "
-            f"{hint or 'built-in recipes are ' + ', '.join(recipe_names())}"
+            f"{hint or 'built-in recipes are ' + ', '.join(recipe_names(kind))}"
         )
     return _mapping(text, recipe)
 
@@ -120,7 +144,7 @@ def _mapping(text: str, name: str) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key not in _NOTES}
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
+def _apply(values: dict[str, Any], override: str, kind: type[NamedConfig]) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not an override; write key=value")
@@ -131,7 +155,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if child is None:
             child = values[parent] = {}
         if not isinstance(child, dict):
-            raise ConfigError(_unknown_key(key))
+            raise ConfigError(_unknown_key(key, kind))
         values = child
     values[last] = value
 
@@ -183,8 +207,8 @@ def _refuse_places(recipe: str, values: dict[str, Any]) -> None:
         )
 
 
-def _unknown_key(key: str) -> str:
-    hint = _nearest(key, known_keys())
+def _unknown_key(key: str, model: type[NamedConfig]) -> str:
+    hint = _nearest(key, known_keys(model))
     return f"unknown key {key!r}; {hint or 'see `sentisynth recipes` for recipes that show all'}"
 
 
@@ -198,13 +222,13 @@ def _nearest(word: str, words: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-def _sentence(error: ErrorDetails) -> str:
+def _sentence(error: ErrorDetails, model: type[NamedConfig]) -> str:
     """One validation error as one sentence with the key, the value and what is allowed."""
     path = [str(p) for p in error["loc"] if str(p) not in ("int", "str", "float")]
     path = [p for p in path if not p.startswith(("constrained", "nullable", "function"))]
     key, kind, context = ".".join(path), error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
-        return _unknown_key(key)
+        return _unknown_key(key, model)
     if kind == "missing":
         return f"the key {key!r} is missing; give it in the recipe or as {key}=VALUE"
     if kind == "value_error":

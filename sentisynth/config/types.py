@@ -83,6 +83,10 @@ class TrainConfig(Config):
     """Share of all steps over which the rate rises from zero."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """AdamW's decoupled decay, on matrices only."""
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
+    """Decay of AdamW's mean of squared gradients."""
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-8
+    """What AdamW adds to the root of that mean."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Gradients are scaled down to this 2-norm."""
     precision: Precision = "auto"
@@ -258,20 +262,25 @@ class DistilConfig(Config):
     """T of the soft labels and of the student's side of the KL term."""
 
 
-class RunConfig(Config):
+class NamedConfig(Config):
+    """What every recipe has, whatever it makes."""
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Names the run directory and the MLflow run."""
     description: str = ""
     """One line for `sentisynth recipes`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 41
+    tracking: TrackingConfig = TrackingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+class RunConfig(NamedConfig):
     data: DataConfig
     teacher: TeacherConfig
     generator: GeneratorConfig
     synthesis: SynthesisConfig = SynthesisConfig()
     student: StudentConfig
     distil: DistilConfig = DistilConfig()
-    tracking: TrackingConfig = TrackingConfig()
-    cluster: ClusterConfig = ClusterConfig()
 
     @model_validator(mode="after")
     def _named_classes(self) -> "RunConfig":

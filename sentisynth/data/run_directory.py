@@ -23,7 +23,10 @@ from sentisynth.seeding import fingerprint
 
 _STAMP, _CARD = STAMP, "README.md"
 _FILES = ("config.yaml", "metrics.json", "report.html", "mlflow.json")
-STAGES = ("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student")
+STAGES = (
+    *("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student"),
+    *("tokenizer", "rows", "model"),  # of a pretraining
+)
 _ABSENT = "absent"
 
 

@@ -174,6 +174,9 @@ def training_line(entry: dict[str, Any]) -> str:
         "macro_f1": ("macro-F1", "{:.3f}"),
         "accuracy": ("accuracy", "{:.3f}"),
         "perplexity": ("perplexity", "{:.1f}"),
+        "masked_loss": ("masked", "{:.3f}"),
+        "detection_f1": ("detection F1", "{:.3f}"),
+        "judged_detection_f1": ("judged", "{:.3f}"),
         "train_loss": ("loss", "{:.3f}"),
     }
     told = [

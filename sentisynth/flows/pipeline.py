@@ -4,30 +4,23 @@ seed rows ─► teacher, generator ─► [plan ─► generate ─► screen �
           ─► select(τ, β, T, n) ─► dataset ─► student ─► evaluation on real rows
 """
 
-import platform
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table
-from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import load_corpus
-from sentisynth.data.storage import is_remote, probe
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.dataset import build_dataset
 from sentisynth.flows.results import show_results
-from sentisynth.flows.session import Session, write_config
+from sentisynth.flows.session import Session, workplace
 from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
 from sentisynth.models.classifier import FRESH, check_fresh, first_layers, starts_from_teacher
 from sentisynth.models.loading import check_length, resolve_config, resolve_model
-from sentisynth.runtime.nodes import check_storage, gather
-from sentisynth.runtime.ray_cluster import connected
-from sentisynth.runtime.tracking import StageLog, Tracker
+from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import ARMS
 
 
@@ -114,45 +107,12 @@ def opened(
             check_length(resolve_model(teacher), start.max_length, "student.max_length")
         else:
             check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
-    if is_remote(out):
-        probe(out)
-    directory = RunDirectory(out if is_remote(out) else out.resolve(), overwrite)
-    with directory.locked():
-        directory.pull()
-        if not (directory.path / "config.yaml").is_file():
-            write_config(config, directory, versions())
-        console.note(f"{config.name}  →  {out}")
-        tracker = Tracker(config, directory.path)
-        with connected():
-            gather(config.cluster, console.note)
-            check_storage(directory.uri or directory.path)
-            with tracker.parent():
-                yield Session(
-                    config=config,
-                    corpus=corpus,
-                    directory=directory,
-                    tracker=tracker,
-                    console=console,
-                )
-        if tracker.outbox.error is not None:
-            console.note(
-                f"   {tracker.outbox.error}; {len(tracker.outbox)} records are kept in "
-                f"{directory.path} and sent by the next command"
-            )
-        if command not in _MAKE_NOTHING:  # what was made stands there already
-            write_config(config, directory, versions())
-        directory.push_files()
-
-
-def versions() -> dict[str, str]:
-    """What config.yaml records of the software; the commit where the package is a checkout."""
-    names = ("sentisynth", "ray", "torch", "transformers", "datasets", "mlflow", "pyarrow")
-    found = {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+    options = {"overwrite": overwrite, "makes_nothing": command in _MAKE_NOTHING}
+    with workplace(config, out, console, **options) as place:
+        yield Session(
+            config=config,
+            corpus=corpus,
+            directory=place.directory,
+            tracker=place.tracker,
+            console=place.console,
         )
-    except (OSError, subprocess.CalledProcessError):
-        return found
-    return {**found, "git": commit.stdout.strip()}

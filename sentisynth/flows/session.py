@@ -1,23 +1,29 @@
 """A run at work: its configuration, directory, MLflow run and console, and how a stage is done."""
 
+import platform
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sentisynth.config.types import RunConfig
+from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.data.files import directory_aside, write_text
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import Corpus
+from sentisynth.data.storage import is_remote, probe
 from sentisynth.flows.console import Console
 from sentisynth.models.devices import DeviceFacts
+from sentisynth.runtime.nodes import check_storage, gather
 from sentisynth.runtime.ray_cluster import (
     Placement,
     cluster_resources,
+    connected,
     facts_of_an_actor,
     place_stream,
 )
@@ -26,24 +32,12 @@ from sentisynth.seeding import fingerprint
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
-    """What every stage of a run works with."""
+class Workplace:
+    """What every stage works with, of a run and of a pretraining."""
 
-    config: RunConfig
-    corpus: Corpus
     directory: RunDirectory
     tracker: Tracker
     console: Console
-
-    @cached_property
-    def placement(self) -> Placement:
-        """Where generation and verification run. Raises PlacementError."""
-        return place_stream(self.config.synthesis, cluster_resources())
-
-    @cached_property
-    def devices(self) -> tuple[DeviceFacts, DeviceFacts]:
-        """What an actor of generation and one of verification work on."""
-        return facts_of_an_actor(self.placement.generate), facts_of_an_actor(self.placement.verify)
 
     def do(
         self,
@@ -77,8 +71,74 @@ class Session:
             yield log
 
 
-def write_config(config: RunConfig, directory: RunDirectory, versions: dict[str, str]) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Session(Workplace):
+    """What every stage of a run works with."""
+
+    config: RunConfig
+    corpus: Corpus
+
+    @cached_property
+    def placement(self) -> Placement:
+        """Where generation and verification run. Raises PlacementError."""
+        return place_stream(self.config.synthesis, cluster_resources())
+
+    @cached_property
+    def devices(self) -> tuple[DeviceFacts, DeviceFacts]:
+        """What an actor of generation and one of verification work on."""
+        return facts_of_an_actor(self.placement.generate), facts_of_an_actor(self.placement.verify)
+
+
+@contextmanager
+def workplace(
+    config: NamedConfig,
+    out: Path,
+    console: Console,
+    *,
+    overwrite: bool = False,
+    makes_nothing: bool = False,
+) -> Iterator[Workplace]:
+    """A locked run directory, a Ray session and an MLflow run, for the stages of one command."""
+    if is_remote(out):
+        probe(out)
+    directory = RunDirectory(out if is_remote(out) else out.resolve(), overwrite)
+    with directory.locked():
+        directory.pull()
+        if not (directory.path / "config.yaml").is_file():
+            write_config(config, directory, versions())
+        console.note(f"{config.name}  →  {out}")
+        tracker = Tracker(config, directory.path)
+        with connected():
+            gather(config.cluster, console.note)
+            check_storage(directory.uri or directory.path)
+            with tracker.parent():
+                yield Workplace(directory=directory, tracker=tracker, console=console)
+        if tracker.outbox.error is not None:
+            console.note(
+                f"   {tracker.outbox.error}; {len(tracker.outbox)} records are kept in "
+                f"{directory.path} and sent by the next command"
+            )
+        if not makes_nothing:  # what was made stands there already
+            write_config(config, directory, versions())
+        directory.push_files()
+
+
+def write_config(config: NamedConfig, directory: RunDirectory, versions: dict[str, str]) -> None:
     """config.yaml: the resolved configuration and the versions that run it."""
     values = config.model_dump(mode="json")
     values = {**values, "fingerprint": fingerprint(values), "versions": versions}
     write_text(directory.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+
+
+def versions() -> dict[str, str]:
+    """What config.yaml records of the software; the commit where the package is a checkout."""
+    names = ("sentisynth", "ray", "torch", "transformers", "datasets", "mlflow", "pyarrow")
+    found = {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return found
+    return {**found, "git": commit.stdout.strip()}

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from sentisynth.data.files import read_json, write_text
 from sentisynth.data.storage import download_files, remove_tree
 from sentisynth.flows.cards import model_card
 from sentisynth.flows.console import training_line
-from sentisynth.flows.session import Session
+from sentisynth.flows.session import Session, Workplace
 from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model
 from sentisynth.runtime.tracking import StageLog
@@ -97,46 +97,60 @@ def _train(
     job: Job,
     inputs: Sequence[str],
 ) -> None:
-    """Run `job(*inputs, out=…, work=…, report=…)` on Ray Train, unless that was done; follow it.
-
-    Inputs are finished stages. Checkpoints lie in a directory of the run that is removed with the
-    training's end.
-    """
     section = name if name in ("teacher", "generator") else "student"
     train: TrainConfig = getattr(session.config, section).train
-    directory, place = session.directory, f".training/{name}"
+    card = partial(model_card, session.config, name)
+    train_on_ray(session, name, title, parts, train, job, inputs, card)
+
+
+def train_on_ray(
+    place: Workplace,
+    name: str,
+    title: str,
+    parts: dict[str, Any],
+    train: TrainConfig,
+    job: Job,
+    inputs: Sequence[str],
+    card: Callable[[Path], str],
+) -> None:
+    """Run `job(*inputs, out=…, work=…, report=…)` on Ray Train, unless that was done; follow it.
+
+    Inputs are finished stages; `card` writes the card of the model in a directory. Checkpoints lie
+    in a directory of the run that is removed with the training's end.
+    """
+    directory, work_name = place.directory, f".training/{name}"
 
     def build(out: Path, log: StageLog) -> None:
         def follow(entry: dict[str, Any]) -> None:
-            session.console.progress(training_line(entry))
+            place.console.progress(training_line(entry))
             log.metrics(entry, step=int(entry["step"]))
 
         def restarted(times: int, reason: str) -> None:
-            session.console.event(
+            place.console.event(
                 "restart", f"   {reason}; going on from the last checkpoint", times=times
             )
 
-        work, made, run = directory.begin(place, parts), out, partial(run_here, job)
+        work, made, run = directory.begin(work_name, parts), out, partial(run_here, job)
         paths = [directory.stage(i) for i in inputs]
         if directory.uri is not None and os.environ.get("RAY_ADDRESS"):
-            work = directory.uri / f"{place}-{fingerprint(parts)[:12]}"
+            work = directory.uri / f"{work_name}-{fingerprint(parts)[:12]}"
             made, run = work.with_name(f"{work.name}.out"), partial(run_from_store, job)
             paths = [directory.shared(i) for i in inputs]
         begun = read_progress(work)
         if begun.step:
-            session.console.note(f"   going on from the checkpoint at step {begun.step}")
+            place.console.note(f"   going on from the checkpoint at step {begun.step}")
         run_training(partial(run, paths, made, work), train, work, follow, restarted)
         if made is not out:
             download_files(made, out)
             remove_tree(made)
             remove_tree(work)
-        write_text(out / "README.md", model_card(session.config, name, out))
+        write_text(out / "README.md", card(out))
         log.metrics(
             {k: v for k, v in read_json(out / "metrics.json").items() if k != "evaluations"}
         )
 
-    session.do(name, title, parts, build)
-    shutil.rmtree(directory.path / place, ignore_errors=True)
+    place.do(name, title, parts, build)
+    shutil.rmtree(directory.path / work_name, ignore_errors=True)
 
 
 def _short(reference: str) -> str:

@@ -1,4 +1,4 @@
-"""DeBERTa-v2 and -v3 for inference: the published weights, the same logits, less work.
+"""DeBERTa-v2 and -v3: the published weights, the same logits, less work.
 
 He, Liu, Gao, Chen, "DeBERTa", ICLR 2021, equation 4: the score of query i and key j is
 
@@ -96,19 +96,88 @@ class DisentangledAttention(nn.Module):
         length ask for the same ones again and again.
         """
         if self._reached_last is None or self._reached_last[0] != s:
-            rising = torch.arange(1 - s, s)
+            rows = _reached_rows(s, self._buckets, self._most, self._span)
             keys, queries = self._keys_HPD, self._queries_HPD
             if keys is not None:
-                keys = keys[:, self._rows(rising.flip(0)).to(keys.device)]
+                keys = keys[:, rows.flip(0).to(keys.device)]
             if queries is not None:
-                queries = queries[:, self._rows(rising).to(queries.device)]
+                queries = queries[:, rows.to(queries.device)]
             self._reached_last = (s, keys, queries)
         return self._reached_last[1:]
 
-    def _rows(self, distances: torch.Tensor) -> torch.Tensor:
-        if self._buckets > 0 and self._most > 0:
-            distances = make_log_bucket_position(distances, self._buckets, self._most)
-        return (distances.long() + self._span).clamp(0, 2 * self._span - 1)
+
+class TrainedDisentangledAttention(nn.Module):
+    """The same with gradients and dropout: projections under transformers' names, so that a model
+    is saved as it would be without; the rows of the relative positions are projected in each pass.
+    """
+
+    pos_dropout: nn.Module
+    dropout: nn.Module
+    key_proj: nn.Module
+    query_proj: nn.Module
+    pos_key_proj: nn.Module
+    pos_query_proj: nn.Module
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self._heads, self._width = attention.num_attention_heads, attention.attention_head_size
+        self._buckets = attention.position_buckets
+        self._most, self._span = attention.max_relative_positions, attention.pos_ebd_size
+        self._kinds, self._shared = attention.pos_att_type, attention.share_att_key
+        for name, module in attention.named_children():  # query_proj, key_proj, value_proj, …
+            self.add_module(name, module)
+        self._scale = (self._width * (1 + len({"c2p", "p2c"} & set(self._kinds)))) ** -0.5
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor,
+        *_: Any,
+        rel_embeddings: torch.Tensor,
+        **__: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """Hidden states (B, S, E) and transformers' mask (B, 1, S, S) to the context (B, S, E)."""
+        b, s = hidden_states.shape[:2]
+        h, d = self._heads, self._width
+        q, k, v = (
+            self._split(getattr(self, name)(hidden_states))
+            for name in ("query_proj", "key_proj", "value_proj")
+        )
+        q = q * self._scale
+        scores = torch.bmm(q, k.transpose(1, 2)).view(h, b, s, s)
+        rows = _reached_rows(s, self._buckets, self._most, self._span).to(rel_embeddings.device)
+        table_PE = self.pos_dropout(rel_embeddings)
+        if "c2p" in self._kinds:
+            keys = self.key_proj if self._shared else self.pos_key_proj
+            reached_HPD = self._rows_of(keys(table_PE))[:, rows.flip(0)]
+            scores = scores + _skewed(q.view(h, b, s, d), reached_HPD)
+        if "p2c" in self._kinds:
+            queries = self.query_proj if self._shared else self.pos_query_proj
+            reached_HPD = self._rows_of(queries(table_PE))[:, rows] * self._scale
+            scores = scores + _skewed(k.view(h, b, s, d), reached_HPD).transpose(2, 3)
+        unreal_BS = ~attention_mask[:, 0, 0].bool()
+        scores = scores.float().masked_fill(
+            unreal_BS[None, :, None, :], torch.finfo(torch.float32).min
+        )
+        probs = self.dropout(scores.softmax(dim=-1)).to(v.dtype)
+        context = torch.bmm(probs.view(h * b, s, s), v)
+        return context.view(h, b, s, d).permute(1, 2, 0, 3).reshape(b, s, h * d), None
+
+    def _split(self, x_BSE: torch.Tensor) -> torch.Tensor:
+        b, s, _ = x_BSE.shape
+        shape = (self._heads * b, s, self._width)
+        return x_BSE.view(b, s, self._heads, self._width).permute(2, 0, 1, 3).reshape(shape)
+
+    def _rows_of(self, rows_PE: torch.Tensor) -> torch.Tensor:
+        return rows_PE.view(-1, self._heads, self._width).transpose(0, 1)
+
+
+def _reached_rows(s: int, buckets: int, most: int, span: int) -> torch.Tensor:
+    """Rows of the table for the distances 1 − s … s − 1, (2 s − 1,)."""
+    distances = torch.arange(1 - s, s)
+    if buckets > 0 and most > 0:
+        distances = make_log_bucket_position(distances, buckets, most)
+    return (distances.long() + span).clamp(0, 2 * span - 1)
 
 
 def _skewed(x_HBSD: torch.Tensor, table_HPD: torch.Tensor) -> torch.Tensor:
@@ -134,3 +203,9 @@ def use_fast_attention(model: PreTrainedModel) -> bool:
             own = layer.attention
             own.self = DisentangledAttention(own.self, table_PE)
     return True
+
+
+def train_fast_attention(model: PreTrainedModel) -> None:
+    """Replace the attention of a DeBERTa-v2 or -v3 model that is to be trained, in place."""
+    for layer in model.base_model.encoder.layer:
+        layer.attention.self = TrainedDisentangledAttention(layer.attention.self)

@@ -1,9 +1,11 @@
 """Devices: which one a process has, its memory, and the arithmetic that is fast on it."""
 
 import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -43,6 +45,17 @@ def device_facts(device: torch.device | None = None) -> DeviceFacts:
     else:
         name, memory = "", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return DeviceFacts(kind=device.type, name=name, memory=memory, precision=precision)
+
+
+def hardware() -> str:
+    """Cores, processor and GPU of the machine, in a few words."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        model = names[0].split(":", 1)[1].strip() if names else model
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return f"{os.cpu_count()} cores, {model}, GPU: {gpu}"
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sentisynth.config.types import RunConfig
+from sentisynth.config.types import NamedConfig
 from sentisynth.data.files import write_json
 from sentisynth.errors import RunDirectoryError, TrackingError
 from sentisynth.runtime.outbox import Outbox
@@ -74,7 +74,7 @@ class Tracker:
     Raises TrackingError if the store does not answer at the start; later it may be away.
     """
 
-    def __init__(self, config: RunConfig, directory: Path) -> None:
+    def __init__(self, config: NamedConfig, directory: Path) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
@@ -235,7 +235,7 @@ class Tracker:
             return None
         return run_id
 
-    def _started(self, config: RunConfig) -> str:
+    def _started(self, config: NamedConfig) -> str:
         with store(self.uri):
             run = self.client.create_run(self.experiment, run_name=config.name)
         run_id = str(run.info.run_id)

@@ -27,6 +27,7 @@ from sentisynth.training.engine import (
     adam_steps,
     default_stage,
     make_optimizer,
+    set_rate,
     trained,
 )
 
@@ -87,8 +88,7 @@ class DeepSpeedEngine:
         self._engine.backward(loss * self._world, scale_wrt_gas=False)
 
     def step(self, rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         self._engine.step()
 
     def state(self, *, moments: bool) -> State:

@@ -87,16 +87,43 @@ def trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with decay on matrices alone."""
-    parameters = [p for _, p in trained(model)]
-    groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+def parts_of(model: nn.Module) -> list[tuple[float, list[nn.Parameter]]]:
+    """The parts of a model that have an optimiser each: a factor of the learning rate, parameters.
+
+    A model of several says so by `rate_factors`, a mapping of name prefixes to factors.
+    """
+    factors: dict[str, float] = getattr(model, "rate_factors", {"": 1.0})
+    return [
+        (factor, [p for name, p in trained(model) if name.startswith(prefix)])
+        for prefix, factor in factors.items()
     ]
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW with decay on matrices alone. Of several parts it is one in name only: AdamW treats
+    each parameter by itself, and gradients are clipped part by part.
+    """
+    groups: list[dict[str, Any]] = []
+    for factor, parameters in parts_of(model):
+        matrices = [p for p in parameters if p.ndim > 1]
+        others = [p for p in parameters if p.ndim <= 1]
+        groups += [
+            {"params": matrices, "weight_decay": config.weight_decay, "factor": factor},
+            {"params": others, "weight_decay": 0.0, "factor": factor},
+        ]
     return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=config.learning_rate, fused=True
+        [g for g in groups if g["params"]],
+        lr=config.learning_rate,
+        betas=(0.9, config.adam_beta2),
+        eps=config.adam_epsilon,
+        fused=True,
     )
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
+    """Give each group its learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["factor"]
 
 
 class TorchEngine:
@@ -114,7 +141,7 @@ class TorchEngine:
             self.device.type, enabled=self.autocast == torch.float16 and self.device.type == "cuda"
         )
         self._optimizer = make_optimizer(model, config)
-        self._parameters = [p for _, p in trained(model)]
+        self._parts = [parameters for _, parameters in parts_of(model)]
 
     def begin(self, *, is_last: bool) -> None:
         if isinstance(self.forward, DistributedDataParallel):
@@ -124,10 +151,10 @@ class TorchEngine:
         self._scaler.scale(loss * self._world).backward()  # DDP takes the mean over workers
 
     def step(self, rate: float) -> None:
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self._optimizer, rate)
         self._scaler.unscale_(self._optimizer)
-        nn.utils.clip_grad_norm_(self._parameters, self._max_norm)
+        for parameters in self._parts:
+            nn.utils.clip_grad_norm_(parameters, self._max_norm)
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad(set_to_none=True)

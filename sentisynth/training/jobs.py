@@ -129,9 +129,9 @@ def adapt(config: RunConfig, corpus: Path, out: Path, work: Path, report: Report
         if settings.lora_rank:
             model = model.merge_and_unload()
         save_model(model, tokenizer, out)
-        best = _figures_of(progress)
+        best = figures_of(progress)
         figures = {"frozen_blocks": n_frozen, "lora_rank": settings.lora_rank, **best}
-        write_json(out / "metrics.json", {**figures, **_history(progress, settings.train)})
+        write_json(out / "metrics.json", {**figures, **history(progress, settings.train)})
 
 
 def distil(
@@ -231,7 +231,7 @@ def _train_classifier(
         predictions = pa.table(columns, schema=schema.PREDICTIONS)
         write_table(out / "predictions" / f"{name}.parquet", predictions)
     n_parameters = sum(p.numel() for p in model.parameters())
-    write_json(out / "metrics.json", {"parameters": n_parameters, **_history(progress, train)})
+    write_json(out / "metrics.json", {"parameters": n_parameters, **history(progress, train)})
 
 
 def finished_classifier(
@@ -267,14 +267,14 @@ def _class_weights(teacher: TeacherConfig, rows: pa.Table) -> list[float] | None
     return [float(rows.num_rows / (len(counts) * max(n, 1))) for n in counts]
 
 
-def _figures_of(progress: Progress) -> dict[str, float]:
+def figures_of(progress: Progress) -> dict[str, float]:
     """The figures of the evaluation whose weights were kept."""
     kept = [e for e in progress.evaluations if e["step"] == progress.best_step]
     entry = kept[0] if kept else progress.evaluations[-1]
     return {k: v for k, v in entry.items() if k not in ("step", "epoch", "train_loss")}
 
 
-def _history(progress: Progress, train: TrainConfig) -> dict[str, Any]:
+def history(progress: Progress, train: TrainConfig) -> dict[str, Any]:
     """What metrics.json says of any training."""
     kept = ("evaluations", "best_step", "seconds")
     return {

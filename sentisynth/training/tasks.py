@@ -132,7 +132,7 @@ class ClassificationTask:
         shape = (len(self._validation), self.model.config.num_labels)
         logits_NK = torch.zeros(shape, device=device)
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            for batch, counts in _own_batches(self._validation):
+            for batch, counts in own_batches(self._validation):
                 found_BK = self._logits(forward, self._validation, batch).float()
                 if counts:
                     logits_NK[batch] = found_BK
@@ -184,7 +184,7 @@ class LanguageModelTask:
         total = torch.zeros((), dtype=torch.float64)
         device = self.model.device
         with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            for batch, counts in _own_batches(self._validation):
+            for batch, counts in own_batches(self._validation):
                 nll = self._nll(forward, self._validation, batch)
                 if counts:
                     total += nll.double().cpu()
@@ -206,7 +206,7 @@ class LanguageModelTask:
         )
 
 
-def _own_batches(rows: Rows) -> Iterator[tuple[np.ndarray, bool]]:
+def own_batches(rows: Rows) -> Iterator[tuple[np.ndarray, bool]]:
     """The worker's batches of similar lengths, and whether they count: every worker gets equally
     many, since a forward pass may need them all.
     """

@@ -294,6 +294,7 @@ def test_a_model_that_was_altered_is_not_taken_for_done(
     assert "model.safetensors was altered" in capsys.readouterr().err
 
 
+@pytest.mark.chaos
 def test_ctrl_c_in_a_training_stops_with_130_and_the_same_command_goes_on(
     run: Path, quick_overrides: list[str]
 ) -> None:

@@ -68,11 +68,11 @@ def test_actors_and_order_change_no_byte(
     ray_session: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The finished run had one generator; here are four of each, in shuffled order."""
+    """The finished run had one generator; here are two of each, in shuffled order."""
     wanted = digests(finished_run)
-    four = ["synthesize", "quickstart", *quick_overrides, *actors(4), "--out", str(models)]
+    two = ["synthesize", "quickstart", *quick_overrides, *actors(2), "--out", str(models)]
     monkeypatch.setattr(flow, "UnitStream", partial(UnitStream, shuffle=7))
-    assert main(four) == 0
+    assert main(two) == 0
     assert digests(models) == wanted
 
 

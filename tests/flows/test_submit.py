@@ -110,7 +110,11 @@ def test_a_job_that_fails_says_why_and_is_not_started_twice(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["cluster.nodes=9", "cluster.wait_s=1"], "2 of 9 nodes and 0 of 0 GPUs are there"),
+        pytest.param(
+            ["cluster.nodes=9", "cluster.wait_s=1"],
+            "2 of 9 nodes and 0 of 0 GPUs are there",
+            marks=pytest.mark.chaos,
+        ),
         (["--out", "memory://run"], "run is not what these nodes see: "),
     ],
 )

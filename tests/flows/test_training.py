@@ -121,6 +121,7 @@ def test_a_killed_driver_changes_nothing(corpus: Path, tiny_bert: Path, tmp_path
     assert not list((out / ".training").iterdir())
 
 
+@pytest.mark.chaos
 def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: None) -> None:
     def job(report: Report, _: str) -> None:
         time.sleep(3)

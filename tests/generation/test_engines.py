@@ -45,19 +45,20 @@ def mini():
     return load_sampler(RESOURCES / "gpt2-mini")
 
 
-def test_greedy_tokens_equal_those_of_transformers(mini, monkeypatch) -> None:
+@pytest.mark.parametrize("n", [20, pytest.param(100, marks=pytest.mark.slow)])
+def test_greedy_tokens_equal_those_of_transformers(mini, monkeypatch, n: int) -> None:
     """Top-1 sampling is greedy decoding; the penalty sees prompt and continuation alike."""
     model, endless = mini[0], SimpleNamespace(eos_token_id=-1)
     engine = BatchEngine(model, endless, torch.float32)
     sampling = SamplingConfig(max_new_tokens=64, top_k=1, repetition_penalty=1.2)
     torch.manual_seed(0)
-    prompts = torch.randint(1, 8192, (100, 4))
+    prompts = torch.randint(1, 8192, (n, 4))
     monkeypatch.setattr(model.generation_config, "eos_token_id", None)
     settings = GenerationConfig(max_new_tokens=64, repetition_penalty=1.2, pad_token_id=0)
     wanted = model.generate(
         prompts, attention_mask=torch.ones_like(prompts), generation_config=settings
     )[:, 4:]
-    assert wanted.shape == (100, 64)
+    assert wanted.shape == (n, 64)
     found = [engine(prompt, Unit(0, 0, 1), 1, sampling)[0] for prompt in prompts.tolist()]
     assert found == wanted.tolist()
 

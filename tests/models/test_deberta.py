@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
-from sentisynth.models.deberta import use_fast_attention
+from sentisynth.models.deberta import train_fast_attention, use_fast_attention
 from sentisynth.models.inference import lay_out
 
 V3 = {
@@ -69,3 +69,26 @@ def test_the_logits_are_those_of_transformers(variant: str, length: int) -> None
 def test_only_models_with_relative_attention_are_changed() -> None:
     assert use_fast_attention(classifier(**V3))
     assert not use_fast_attention(classifier(**VARIANTS["no relative attention"]))
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "no relative attention"])
+def test_gradients_are_those_of_transformers(variant: str) -> None:
+    inputs, labels = batch(9), torch.tensor([0, 1, 2, 0, 1])
+    plain, fast = classifier(**VARIANTS[variant]), classifier(**VARIANTS[variant])
+    train_fast_attention(fast)
+    assert list(plain.state_dict()) == list(fast.state_dict())
+    for model in (plain, fast):
+        model(**inputs, labels=labels).loss.backward()
+    for (name, p), (_, q) in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def test_dropout_falls_in_training_alone() -> None:
+    model = classifier(**V3, attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0)
+    train_fast_attention(model)
+    inputs = batch(9)
+    with torch.no_grad():
+        calm = [model.eval()(**inputs).logits for _ in range(2)]
+        noisy = [model.train()(**inputs).logits for _ in range(2)]
+    assert calm[0].equal(calm[1]) and not noisy[0].equal(noisy[1])

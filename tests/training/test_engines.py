@@ -42,7 +42,7 @@ def test_curves_of_two_workers_are_those_of_one(curves: Path, name: str) -> None
     """Half the batch each, weighted rows and a filler included: Σ w L / Σ w is global."""
     alone = losses(curves / "alone" / "undisturbed.json")
     assert losses(curves / name / "undisturbed.json") == pytest.approx(alone, abs=1e-4)
-    assert len(alone) == 5 and alone[-1] < 0.9 * alone[0]
+    assert len(alone) == 3 and alone[-1] < 0.9 * alone[0]
 
 
 @pytest.mark.parametrize("name", [n for n in ENGINES if n not in EXACT])
@@ -71,7 +71,9 @@ def test_a_checkpoint_does_not_depend_on_the_engine(curves: Path) -> None:
     )
     assert first.keys() == second.keys()
     for key, tensor in first.items():
-        assert (tensor - second[key]).abs().max() < 1e-4, key
+        # softmax does not see a shift of all keys: that gradient is rounding, which AdamW scales up
+        if not key.endswith("key.bias"):
+            assert (tensor - second[key]).abs().max() < 1e-4, key
 
 
 def settings_of(**train: object) -> dict[str, Any]:

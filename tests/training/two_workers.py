@@ -13,7 +13,7 @@ from sentisynth.data.files import write_json
 from sentisynth.training.loop import fit
 from tests.training.test_loop import reweighted, stop_after, task, without_dropout
 
-STEPS = 50
+STEPS = 30
 # else every tensor of so small a model stays whole
 PARTITIONED = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 ENGINES: dict[str, dict[str, object]] = {
@@ -38,14 +38,14 @@ def config_of(name: str, workers: int) -> TrainConfig:
         "batch_size": 5,  # no multiple of the workers: one of them gets a filler
         "learning_rate": 4e-3,
         "eval_every": 10,
-        "checkpoint_every": 25,
+        "checkpoint_every": 15,
         "precision": "fp32",
     }
     return TrainConfig.model_validate({**settings, **ENGINES[name]})
 
 
 def curve(tiny_bert: Path, name: str, workers: int, out: Path) -> None:
-    """Train for 50 steps undisturbed, and again with a stop after 30, which goes back to 25."""
+    """Train for 30 steps undisturbed, and again with a stop after 18, which goes back to 15."""
     config = config_of(name, workers)
     for kind in ("undisturbed", "stopped"):
         work = out / kind
@@ -53,7 +53,7 @@ def curve(tiny_bert: Path, name: str, workers: int, out: Path) -> None:
             learned = without_dropout(task(tiny_bert, 6))
             learned.rows = reweighted(learned.rows, [1.0, 0.3, 0.0] * 4)
             if kind == "stopped" and not attempt:
-                stop_after(learned, 30 * (config.micro_batch_size or 1))
+                stop_after(learned, 18 * (config.micro_batch_size or 1))
             entries: list[dict[str, float]] = []
             with contextlib.suppress(KeyboardInterrupt):
                 progress = fit(learned, config, 5, entries.append, work, total_steps=STEPS)

@@ -1,0 +1,135 @@
+"""Configuration of a pretraining: a base model from unlabelled text alone.
+
+References are as in `config.types`: `package:NAME`, a path, a Hub name.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from sentisynth.config.base import Config, PositiveInt
+from sentisynth.config.types import NamedConfig, TrainConfig
+
+Kind = Literal["encoder", "generator"]
+
+
+class TextConfig(Config):
+    source: str
+    """Unlabelled documents: a .parquet, .jsonl or .txt file (a document a line), or a directory of
+    one kind of them."""
+    text_column: str = "text"
+    lowercase: bool = True
+    split_words: bool = False
+    """Set punctuation and contractions apart ("it 's good , but n't long ."), as Penn Treebank text
+    is written."""
+    max_length: Annotated[int, Field(ge=8, le=512)] = 64
+    """Tokens of a row; a longer document becomes several rows, and no row holds two documents."""
+    min_length: Annotated[int, Field(ge=3)] = 8
+    """Tokens below which what is left of a document is dropped."""
+    held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.005
+    """Share of the documents to evaluate on, chosen by their text: copies fall on one side."""
+
+
+class TokenizerConfig(Config):
+    vocab_size: Annotated[int, Field(ge=64, le=2**20)] = 8192
+    """Pieces, special tokens included: WordPiece for an encoder, byte-level BPE for a generator."""
+    min_frequency: PositiveInt = 2
+    """Times that a piece has to occur in the corpus."""
+    model: str | None = None
+    """A model whose tokenizer is taken in place of one trained on the corpus."""
+
+
+class ShapeConfig(Config):
+    layers: Annotated[int, Field(ge=1, le=96)] = 6
+    width: Annotated[int, Field(ge=8, le=8192)] = 256
+    """Of the hidden states; the inner width is four times that."""
+    heads: Annotated[int, Field(ge=1, le=128)] = 4
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "ShapeConfig":
+        if self.width % self.heads:
+            raise ValueError(
+                f"width is {self.width} and heads {self.heads}; the width must be a multiple of "
+                f"the heads"
+            )
+        return self
+
+
+class MaskedConfig(Config):
+    """The masked language model that proposes replacements, ELECTRA's generator."""
+
+    shape: ShapeConfig = ShapeConfig(layers=2)
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a row's tokens, special ones aside, that are masked."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
+    """Its own peak rate, where optimizer is decoupled; the encoder's is train.learning_rate."""
+    judge: str | None = None
+    """A masked model, trained alone, on whose replacements the encoder is evaluated too: figures of
+    different masked models compare no other way."""
+
+
+class PretrainTrainConfig(TrainConfig):
+    """As of any training, counted in steps."""
+
+    steps: PositiveInt = 10000
+    """Optimiser steps in all; `epochs` has no meaning here."""
+    engine: Literal["torch"] = "torch"
+    """Two optimisers clip their gradients apart, which DeepSpeed does not."""
+    batch_size: Annotated[int, Field(ge=1, le=65536)] = 64
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1.5e-3
+    max_grad_norm: Annotated[float, Field(gt=0)] = 2.0
+    adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.98
+    adam_epsilon: Annotated[float, Field(gt=0)] = 1e-6
+    eval_every: PositiveInt | None = 500
+
+
+class PretrainConfig(NamedConfig):
+    kind: Kind
+    """`encoder`: a DeBERTa-v2 by replaced-token detection; `generator`: a GPT-2."""
+    text: TextConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    shape: ShapeConfig = ShapeConfig()
+    positions: Annotated[int, Field(ge=8, le=8192)] = 128
+    """Tokens that the finished model takes at most."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """In training; rows that are seen once need none. The finished model says 0.1 for
+    fine-tuning."""
+    objective: Literal["replaced", "masked", "causal"] | None = None
+    """Null: `replaced` for an encoder, `causal` for a generator. `masked` trains the masked model
+    of an encoder alone, for others to be judged by."""
+    optimizer: Literal["decoupled", "coupled"] = "decoupled"
+    """decoupled: an optimiser each for the masked model and the encoder, embeddings apart;
+    coupled: ELECTRA's L_G + λ L_D with one optimiser and one table of embeddings."""
+    coupling: Annotated[float, Field(gt=0)] = 50.0
+    """λ, where optimizer is coupled."""
+    masked: MaskedConfig = MaskedConfig()
+    weights: Literal["fp16", "fp32"] = "fp16"
+    """What the finished model is written in."""
+    train: PretrainTrainConfig = PretrainTrainConfig()
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "PretrainConfig":
+        allowed = ("causal",) if self.kind == "generator" else ("replaced", "masked")
+        if self.chosen_objective not in allowed:
+            raise ValueError(
+                f"objective is {self.objective!r}; of kind {self.kind!r} it must be "
+                f"{' or '.join(allowed)}"
+            )
+        if self.text.max_length > self.positions:
+            raise ValueError(
+                f"text.max_length is {self.text.max_length}; it must be at most positions, which "
+                f"is {self.positions}"
+            )
+        if self.optimizer == "coupled" and self.masked.shape.width != self.shape.width:
+            raise ValueError(
+                f"masked.shape.width is {self.masked.shape.width}; with optimizer=coupled the "
+                f"embeddings are shared, and it must be shape.width, which is {self.shape.width}"
+            )
+        return self
+
+    @property
+    def chosen_objective(self) -> Literal["replaced", "masked", "causal"]:
+        """What is trained."""
+        if self.objective is not None:
+            return self.objective
+        return "replaced" if self.kind == "encoder" else "causal"

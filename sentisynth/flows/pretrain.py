@@ -1,0 +1,173 @@
+"""A base model from unlabelled text: tokenizer, packed rows, training; each is a stage."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.data.documents import document_files, read_documents, sentences
+from sentisynth.data.files import read_json, sha256_file, write_json
+from sentisynth.errors import DataError, ModelError
+from sentisynth.flows.cards import base_model_card
+from sentisynth.flows.console import Console
+from sentisynth.flows.session import Workplace, workplace
+from sentisynth.flows.training import train_on_ray
+from sentisynth.models.loading import load_tokenizer, model_digest, resolve_model
+from sentisynth.runtime.corpus import check_rows, pack_corpus
+from sentisynth.runtime.tracking import StageLog
+from sentisynth.seeding import fingerprint
+from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
+from sentisynth.training.tokenizer import train_tokenizer
+
+_CODE_VERSION = 1  # raise it when the same parts would give other bytes
+_OF_PLACEMENT = {"gpus_per_worker", "checkpoint_every", "max_restarts", "epochs"}
+
+
+def run_pretrain(
+    config: PretrainConfig, out: Path, console: Console, *, overwrite: bool = False
+) -> None:
+    """Make the base model in `out`/model. What was done before is not done again."""
+    digests = {path.name: sha256_file(path) for path in document_files(config.text)}
+    if config.tokenizer.model is not None:
+        resolve_model(config.tokenizer.model)
+    with workplace(config, out, console, overwrite=overwrite) as place:
+        _make_tokenizer(place, config, digests)
+        _pack(place, config, digests)
+        _train(place, config)
+        _show(place, config)
+
+
+def _make_tokenizer(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> None:
+    given = config.tokenizer.model
+    parts: dict[str, Any] = {"code": _CODE_VERSION, "kind": config.kind}
+    if given is not None:
+        parts["model"] = model_digest(resolve_model(given))
+    else:
+        parts |= {
+            "corpus": digests,
+            "text": _text_parts(config),
+            "tokenizer": config.tokenizer.model_dump(mode="json"),
+        }
+
+    def build(out: Path, log: StageLog) -> None:
+        if given is not None:
+            tokenizer = load_tokenizer(resolve_model(given))
+        else:
+            tokenizer = train_tokenizer(config, _texts(config))
+        _check_special(config, tokenizer)
+        tokenizer.save_pretrained(out)
+        log.metrics({"pieces": len(tokenizer)})
+
+    what = "of " + given if given is not None else f"of {config.tokenizer.vocab_size:,} pieces"
+    place.do("tokenizer", f"1  tokenizer {what}", parts, build)
+
+
+def _texts(config: PretrainConfig) -> Iterator[str]:
+    n = 0
+    for document in read_documents(config.text):
+        n += 1
+        yield "\n".join(sentences(document, config.text))
+    if not n:
+        raise DataError(
+            f"all documents of {config.text.source} are empty; check text.text_column (now "
+            f"{config.text.text_column!r})"
+        )
+
+
+def _check_special(config: PretrainConfig, tokenizer: Any) -> None:
+    wanted = {"mask": tokenizer.mask_token, "separator": tokenizer.sep_token}
+    if config.kind == "generator":
+        wanted = {"end-of-text": tokenizer.eos_token}
+    for name, token in wanted.items():
+        if token is None:
+            raise ModelError(
+                f"the tokenizer of {config.tokenizer.model} has no {name} token, which a model of "
+                f"kind {config.kind!r} needs; leave tokenizer.model out to train one"
+            )
+
+
+def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> None:
+    tokenizer = place.directory.stage("tokenizer")
+    parts = {
+        "code": _CODE_VERSION,
+        "corpus": digests,
+        "text": _text_parts(config),
+        "tokenizer": fingerprint(place.directory.read_stamp("tokenizer")),
+    }
+
+    def build(out: Path, log: StageLog) -> None:
+        for name, digest in digests.items():
+            log.dataset(name, Path(config.text.source), digest, 0)
+        shown, held_out, counts = pack_corpus(config, tokenizer)
+        check_rows(config, shown, held_out)
+        shown.save(out / TRAIN)
+        held_out.save(out / HELD_OUT)
+        figures = {
+            **counts,
+            "rows": len(shown),
+            "tokens": int(shown.lengths.sum()),
+            "held_out_tokens": int(held_out.lengths.sum()),
+        }
+        write_json(out / "metrics.json", figures)
+        log.metrics(figures)
+
+    place.do("rows", f"2  rows of at most {config.text.max_length} tokens", parts, build)
+    figures = read_json(place.directory.stage("rows") / "metrics.json")
+    empty = f", {figures['empty']:,} empty ones left out" if figures["empty"] else ""
+    place.console.note(
+        f"   {figures['tokens']:,} tokens in {figures['rows']:,} rows of {figures['documents']:,} "
+        f"documents{empty}; {figures['held_out']:,} documents are held out"
+    )
+
+
+def _train(place: Workplace, config: PretrainConfig) -> None:
+    values = config.model_dump(mode="json", exclude={"train": _OF_PLACEMENT})
+    for key in ("name", "description", "tracking", "cluster", "text", "tokenizer"):
+        del values[key]
+    if config.masked.judge is not None:
+        values["masked"]["judge"] = model_digest(resolve_model(config.masked.judge))
+    parts = {
+        "code": _CODE_VERSION,
+        "rows": fingerprint(place.directory.read_stamp("rows")),
+        **values,
+    }
+    shape = config.masked.shape if config.chosen_objective == "masked" else config.shape
+    what = {
+        "replaced": f"encoder, {config.optimizer}",
+        "masked": "masked language model",
+        "causal": "causal language model",
+    }[config.chosen_objective]
+    train_on_ray(
+        place,
+        "model",
+        f"3  {what}: {shape.layers} layers of {shape.width}",
+        parts,
+        config.train,
+        partial(pretrain, config),
+        ["tokenizer", "rows"],
+        partial(base_model_card, config),
+    )
+
+
+def _text_parts(config: PretrainConfig) -> dict[str, Any]:
+    return config.text.model_dump(mode="json", exclude={"source"})
+
+
+def _show(place: Workplace, config: PretrainConfig) -> None:
+    model = place.directory.stage("model")
+    figures = read_json(model / "metrics.json")
+    names = {
+        "parameters": "{:,}",
+        "tokens_seen": "{:,}",
+        "masked_loss": "{:.3f}",
+        "detection_loss": "{:.4f}",
+        "detection_f1": "{:.3f}",
+        "judged_detection_f1": "{:.3f}",
+        "validation_loss": "{:.3f}",
+        "perplexity": "{:.1f}",
+        "seconds": "{:.0f}",
+    }
+    rows = [[k.replace("_", " "), f.format(figures[k])] for k, f in names.items() if k in figures]
+    place.console.table(f"{config.name} on held-out documents", ["figure", "value"], rows)
+    place.console.result(f"model    {model}")

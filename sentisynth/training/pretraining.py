@@ -1,0 +1,224 @@
+"""Tasks and jobs of pretraining: replaced-token detection, masked and causal language models.
+
+B rows, S tokens, M masked positions, V pieces.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+
+from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.data.files import write_json
+from sentisynth.errors import ModelError
+from sentisynth.models.devices import hardware
+from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model, save_model
+from sentisynth.models.pretraining import (
+    MaskedModel,
+    ReplacedTokenModel,
+    chosen_positions,
+    for_fine_tuning,
+    fresh_causal_model,
+    fresh_encoder,
+    fresh_masked_model,
+    replacements,
+)
+from sentisynth.seeding import derive_seed
+from sentisynth.training.checkpoint import best_weights, put_weights
+from sentisynth.training.jobs import figures_of, history
+from sentisynth.training.loop import Report, fit, seed_all
+from sentisynth.training.rows import Rows, is_first_worker
+from sentisynth.training.tasks import LanguageModelTask, own_batches
+
+TRAIN, HELD_OUT = "train.arrow", "held_out.arrow"
+
+
+class TokenTask:
+    """Replaced-token detection, or masked language modelling alone.
+
+    Which positions are masked, and what is put there, is drawn from torch's generator, which the
+    loop seeds for each step; in evaluations it is the same each time.
+    """
+
+    metric = "step"  # the last weights: a better G makes D's task harder, so figures do not compare
+
+    def __init__(
+        self,
+        model: ReplacedTokenModel | MaskedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        rows: Rows,
+        held_out: Rows,
+        mask_rate: float,
+        seed: int,
+        judge: Any = None,
+    ) -> None:
+        self.model, self.rows, self._held_out, self._judge = model, rows, held_out, judge
+        self._pad_id, self._mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
+        self._mask_rate, self._seed = mask_rate, derive_seed(seed, "evaluation")
+
+    def weight(self, rows: np.ndarray) -> float:
+        return float(self.rows.lengths[rows[rows >= 0]].sum())
+
+    def loss(self, forward: nn.Module, rows: np.ndarray) -> torch.Tensor:
+        found: torch.Tensor = forward(*self._masked(self.rows, rows))
+        return found
+
+    @torch.no_grad()
+    def evaluate(self, forward: nn.Module, autocast: torch.dtype | None) -> dict[str, float]:
+        """G's loss in nats a masked token, and D's loss a token and F1 on replaced tokens: those
+        of its own G, and of the judge (appendix A.4 of the paper on decoupled optimisers).
+        """
+        del forward  # no gradients: the bare model does
+        device = self.model.device
+        if self._judge is not None:
+            self._judge.to(device)
+        sums = torch.zeros(2, 7, dtype=torch.float64)
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
+        ):
+            for batch, counts in own_batches(self._held_out):
+                seed_all(derive_seed(self._seed, int(batch[0])))
+                found = self._counted(batch)
+                if counts:
+                    sums += found
+        if dist.is_initialized():
+            summed = sums.float().to(device)
+            dist.all_reduce(summed)
+            sums = summed.double().cpu()
+        figures = {"masked_loss": (sums[0, 0] / sums[0, 1]).item()}
+        if isinstance(self.model, ReplacedTokenModel):
+            figures |= _detection(sums[0], "")
+            if self._judge is not None:
+                figures |= _detection(sums[1], "judged_")
+        return figures
+
+    def _counted(self, batch: np.ndarray) -> torch.Tensor:
+        """(2, 7): own G and judge by nll, masked, loss, tokens, hits, found, replaced."""
+        inputs = self._masked(self._held_out, batch)
+        rows = torch.zeros(2, 7, dtype=torch.float64)
+        for i, masked in enumerate((self.model.masked, self._judge)):
+            if masked is None:
+                continue
+            ids_BS, mask_BS, counted_BS, chosen_BS = inputs
+            made = replacements(masked, ids_BS, mask_BS, chosen_BS, self._mask_id)
+            rows[i, :2] = torch.stack([made.nll.double(), chosen_BS.double().sum()]).cpu()
+            if isinstance(self.model, ReplacedTokenModel):
+                logits_BS = self.model.detector(made.ids_BS, mask_BS)
+                rows[i, 2:] = torch.stack(_hits(logits_BS, made.replaced_BS, counted_BS)).cpu()
+        return rows
+
+    def _masked(self, rows: Rows, batch: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """Ids, attention mask, what counts, and the positions to be masked, each (B, S)."""
+        ids_BS, mask_BS = rows.padded(batch, self._pad_id)
+        chosen_BS = chosen_positions(
+            mask_BS.sum(dim=1), ids_BS.shape[1], self._mask_rate, torch.rand(ids_BS.shape)
+        )
+        counted_BS = mask_BS.bool() & torch.from_numpy(batch >= 0)[:, None]
+        parts = (ids_BS, mask_BS, counted_BS, chosen_BS & counted_BS)
+        return tuple(part.to(self.model.device) for part in parts)
+
+
+def _hits(
+    logits_BS: torch.Tensor, replaced_BS: torch.Tensor, counted_BS: torch.Tensor
+) -> list[torch.Tensor]:
+    """Loss, tokens, replaced tokens that were found, tokens taken for replaced, replaced."""
+    loss_BS = F.binary_cross_entropy_with_logits(logits_BS, replaced_BS.float(), reduction="none")
+    found_BS = (logits_BS > 0) & counted_BS
+    parts = (loss_BS * counted_BS, counted_BS, found_BS & replaced_BS, found_BS, replaced_BS)
+    return [part.double().sum() for part in parts]
+
+
+def _detection(sums: torch.Tensor, prefix: str) -> dict[str, float]:
+    _, masked, loss, tokens, hits, found, replaced = sums.tolist()
+    return {
+        f"{prefix}detection_loss": loss / tokens,
+        f"{prefix}detection_f1": 2 * hits / (found + replaced) if found + replaced else 0.0,
+        f"{prefix}replaced": replaced / masked,
+    }
+
+
+def pretrain(
+    config: PretrainConfig, tokenizer: Path, rows: Path, out: Path, work: Path, report: Report
+) -> None:
+    """Train the base model on packed rows; the first worker writes a `save_pretrained` directory
+    with metrics.json, and what proposed replacements beside it, in `masked`.
+    """
+    seed, train = derive_seed(config.seed, "pretrain"), config.train
+    pieces = load_tokenizer(tokenizer)
+    shown, held_out = Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT)
+    load = _LOADERS[config.chosen_objective]
+    seed_all(seed)
+    model = load(config, pieces)
+    task: Any
+    if config.chosen_objective == "causal":
+        task = LanguageModelTask(model, pieces, shown, held_out)
+    else:
+        rate = config.masked.mask_rate
+        judge = None if config.masked.judge is None else load_judge(config.masked.judge, pieces)
+        task = TokenTask(model, pieces, shown, held_out, rate, seed, judge)
+    progress = fit(task, train, seed, report, work, total_steps=train.steps)
+    if not is_first_worker():
+        return
+    del task
+    model = load(config, pieces).cpu()
+    put_weights(model, best_weights(work), work)
+    finished = {
+        "replaced": lambda: model.detector.encoder,
+        "masked": lambda: model.masked,
+        "causal": lambda: model,
+    }[config.chosen_objective]()
+    _save(finished, pieces, out, config)
+    if config.chosen_objective == "replaced":
+        _save(model.masked, pieces, out / "masked", config)
+    tokens = int(shown.lengths.mean() * train.batch_size * progress.step)
+    figures = {
+        "parameters": sum(p.numel() for p in finished.parameters()),
+        "rows": len(shown),
+        "corpus_tokens": int(shown.lengths.sum()),
+        "tokens_seen": tokens,
+        "hardware": hardware(),
+        **figures_of(progress),
+    }
+    write_json(out / "metrics.json", {**figures, **history(progress, train)})
+
+
+def load_judge(reference: str, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """A masked language model with the same tokenizer. Raises ModelError."""
+    path = resolve_model(reference)
+    if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+        raise ModelError(
+            f"masked.judge: the tokenizer in {path} is another one; train the judge with "
+            f"tokenizer.model set to the same model"
+        )
+    return load_pretrained(AutoModelForMaskedLM, path).eval()
+
+
+def _save(
+    model: Any, tokenizer: PreTrainedTokenizerBase, out: Path, config: PretrainConfig
+) -> None:
+    model = for_fine_tuning(model)
+    save_model(model.half() if config.weights == "fp16" else model, tokenizer, out)
+
+
+def _replaced(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    masked = fresh_masked_model(config, tokenizer)
+    encoder = fresh_encoder(config, tokenizer)
+    return ReplacedTokenModel(masked, encoder, config, tokenizer.mask_token_id)
+
+
+def _masked(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    return MaskedModel(fresh_masked_model(config, tokenizer), config, tokenizer.mask_token_id)
+
+
+_LOADERS: dict[str, Callable[[PretrainConfig, PreTrainedTokenizerBase], Any]] = {
+    "replaced": _replaced,
+    "masked": _masked,
+    "causal": fresh_causal_model,
+}

@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sentisynth.config.pretrain import TextConfig
+from sentisynth.data.documents import (
+    document_files,
+    is_held_out,
+    packed,
+    read_documents,
+    sentences,
+)
+from sentisynth.errors import DataError
+
+
+def settings(source: object = "x.txt", **more: object) -> TextConfig:
+    return TextConfig.model_validate({"source": str(source), **more})
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "txt"])
+def test_documents_are_read_from_each_kind_and_empty_ones_left_out(
+    tmp_path: Path, kind: str
+) -> None:
+    texts = ["A  film.", "", "Two\tfilms!"]
+    path = tmp_path / f"corpus.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"text": [*texts, None]}), path)
+    elif kind == "jsonl":
+        path.write_text("".join(f'{{"text": "{t.replace(chr(9), " ")}"}}\n' for t in texts))
+    else:
+        path.write_text("\n".join(texts))
+    assert list(read_documents(settings(path))) == ["A film.", "Two films!"]
+    assert document_files(settings(tmp_path)) == [path]
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        ({}, "has no files; give one kind of .parquet, .jsonl, .txt"),
+        ({"a.csv": "x"}, "has .csv; give one kind"),
+        ({"a.txt": "x", "b.jsonl": "{}"}, "has .jsonl, .txt; give one kind"),
+        ({"a.jsonl": '{"body": "x"}'}, "has no column 'text'; its columns are body"),
+        ({"a.parquet": "no parquet"}, "a.parquet cannot be read as parquet"),
+    ],
+)
+def test_a_corpus_that_cannot_be_read_is_a_sentence(
+    tmp_path: Path, made: dict[str, str], said: str
+) -> None:
+    for name, text in made.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=said):
+        list(read_documents(settings(tmp_path)))
+
+
+def test_sentences_are_split_lowered_and_set_apart() -> None:
+    text = "It's good, but don't expect Dr. Who... \"Really?\" Yes."
+    told = sentences(text, settings(split_words=True))
+    assert told == [
+        "it 's good , but do n't expect dr .",
+        "who ...",
+        '" really ? "',
+        "yes .",
+    ]
+    assert sentences("It's A. Film", settings(lowercase=False)) == ["It's A.", "Film"]
+
+
+def test_the_same_text_is_always_on_the_same_side() -> None:
+    texts = [f"review {i}" for i in range(2000)]
+    held = [is_held_out(text, 0.1) for text in texts]
+    assert held == [is_held_out(text, 0.1) for text in texts]
+    assert 150 < sum(held) < 250
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 30, 100])
+def test_rows_keep_order_length_and_every_token_of_long_documents(n: int) -> None:
+    config = settings(max_length=16, min_length=4)
+    pieces = [list(range(10, 10 + n)), list(range(500, 500 + n)), [1, 2, 3, 4, 5]]
+    rows = list(packed(pieces, 7, 8, config))
+    assert all(row[0] == 7 and row[-1] == 8 and 6 <= len(row) <= 16 for row in rows)
+    inner = [token for row in rows for token in row[1:-1]]
+    wanted = [token for piece in pieces for token in piece]
+    assert inner == wanted[: len(inner)] and len(wanted) - len(inner) < 4
+
+
+def test_a_generators_rows_begin_each_sentence_with_the_end_of_text() -> None:
+    rows = list(packed([[1, 2, 3], [4, 5, 6], [7] * 20], 0, None, settings(max_length=8)))
+    assert rows[0] == [0, 1, 2, 3, 0, 4, 5, 6]
+    assert rows[1][0] == 0 and sum(len(r) for r in rows[1:]) == 16  # the rest is below min_length
