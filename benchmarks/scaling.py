@@ -26,6 +26,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 from environment import environment
+from middle import units_done
 from stream_overhead import free_generate, free_verify
 
 from sentisynth.config.load import load_config
@@ -100,7 +101,7 @@ def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
         pool, locks = Path(directory) / "pool", Path(directory)
         placement = place_stream(config.synthesis, cluster_resources())
         texts = [ray.put(([], []))]
-        n = placement.generate.max_actors
+        most = placement.generate.max_actors
         near = config.synthesis.screens.near_duplicates
         stages: list[tuple[str, Any, PoolPlacement]] = [
             (
@@ -111,29 +112,19 @@ def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
             (
                 "screen",
                 partial(build_screen, config.synthesis.screens, texts),
-                helpers(SCREEN_CPUS, n),
+                helpers(SCREEN_CPUS, most),
             ),
             ("verify", partial(on_gpu, free_verify, arguments.verify_s, locks), placement.verify),
-            ("write", partial(build_write, pool, "plan", near), helpers(WRITE_CPUS, n)),
+            ("write", partial(build_write, pool, "plan", near), helpers(WRITE_CPUS, most)),
         ]
         pools = [StreamPool(name=name, build=build, placed=p) for name, build, p in stages]
         reader = PoolReader(pool, config, "plan")
         stream = UnitStream(pools, n_labels=2, size=arguments.unit_size, done=set())
-        stream.want([warm + wanted] * 2)
-        done, started, cpu = 0, 0.0, 0.0
-        with stream:
-            for finished in stream:
-                if finished is None:
-                    continue
-                done += 1
-                reader.journal.add(finished.receipt)
-                reader.offer(finished.receipt)
-                if done == warm:
-                    started, cpu = time.monotonic(), time.process_time()
-                if done == warm + wanted:
-                    break
-            seconds = time.monotonic() - started
-            cpu = time.process_time() - cpu
+        for n, _ in units_done(stream, reader, 2, warm + wanted):
+            if n == warm:
+                started, begun = time.monotonic(), time.process_time()
+            if n == warm + wanted:
+                seconds, cpu = time.monotonic() - started, time.process_time() - begun
     rate = wanted / seconds
     row = {
         "gpus": gpus,

@@ -49,7 +49,7 @@ def main() -> None:
 
     def one(n: int) -> None:
         for batch in islice(batches, n):
-            loop._take_step(engine, task, [batch], task.weight(batch), RATE)
+            loop.take_step(engine, task, [batch], task.weight(batch), RATE)
 
     def stacked(n: int) -> None:
         for batch in islice(batches, n):

@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
+from middle import Texts, pools_of, seconds_of, units_done
 
 from sentisynth import schema
 from sentisynth.config.load import read_run_config
@@ -27,12 +27,9 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_generate, build_verify
-from sentisynth.runtime.ray_cluster import cluster_resources, connected, place_stream
-from sentisynth.runtime.stream import UnitStream, stream_pools
+from sentisynth.runtime.ray_cluster import connected
+from sentisynth.runtime.stream import UnitStream
 from sentisynth.training.jobs import read_splits
-
-Texts = tuple[list[str], list[str]]
-"""Evaluation texts, and seed texts."""
 
 
 def efficiency(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -61,17 +58,7 @@ def efficiency(arguments: argparse.Namespace) -> dict[str, Any]:
 def actors(run: Path, config: RunConfig) -> dict[str, int]:
     """How many of each stage the stream would have here."""
     with connected():
-        pools = stream_pools(
-            config,
-            place_stream(config.synthesis, cluster_resources()),
-            generator=run / "generator",
-            teacher=run / "teacher",
-            pool=run,
-            plan="",
-            evaluation_texts=[],
-            seed_texts=[],
-        )
-        return {pool.name: pool.placed.max_actors for pool in pools}
+        return {p.name: p.placed.max_actors for p in pools_of(run, config, ([], []), run)}
 
 
 def once(
@@ -141,40 +128,23 @@ def streamed(run: Path, config: RunConfig, texts: Texts, n_units: int) -> Middle
     n_labels, size = len(config.data.labels), config.synthesis.unit_size
     with tempfile.TemporaryDirectory(prefix="stream-") as directory:
         pool = Path(directory)
-        pools = stream_pools(
-            config,
-            place_stream(config.synthesis, cluster_resources()),
-            generator=run / "generator",
-            teacher=run / "teacher",
-            pool=pool,
-            plan="plan",
-            evaluation_texts=texts[0],
-            seed_texts=texts[1],
-        )
+        pools = pools_of(run, config, texts, pool)
         reader = PoolReader(pool, config, "plan")
         warm = 4 * pools[0].placed.max_actors
         stream = UnitStream(pools, n_labels=n_labels, size=size, done=set())
-        stream.want([warm + n_units] * n_labels)
-        n, started, begun = 0, 0.0, 0
-        worked: Counter[str] = Counter()
-        with stream:
-            for finished in stream:
-                if finished is None:
-                    continue
-                n += 1
-                reader.journal.add(finished.receipt)
-                reader.offer(finished.receipt)
-                worked.update(finished.seconds if n > warm else {})
-                accepted = sum(tally.ledger.counts[schema.ACCEPTED] for tally in reader.tallies)
-                if n == warm:
-                    started, begun = time.monotonic(), accepted
-                if n == warm + n_units:
-                    return Middle(
-                        seconds=time.monotonic() - started,
-                        accepted=accepted - begun,
-                        stage_seconds=dict(worked),
-                    )
-    raise AssertionError("the stream ended early")
+        started, begun, counted = 0.0, 0, []
+        for n, finished in units_done(stream, reader, n_labels, warm + n_units):
+            if n > warm:
+                counted.append(finished)
+            if n == warm:
+                started, begun = time.monotonic(), accepted(reader)
+            if n == warm + n_units:
+                seconds, found = time.monotonic() - started, accepted(reader) - begun
+    return Middle(seconds=seconds, accepted=found, stage_seconds=seconds_of(counted))
+
+
+def accepted(reader: PoolReader) -> int:
+    return sum(tally.ledger.counts[schema.ACCEPTED] for tally in reader.tallies)
 
 
 class Free:
@@ -196,16 +166,7 @@ def free_running(
     """The same stages in a plain Ray Data pipeline; seconds for blocks in its middle."""
     import ray
 
-    pools = stream_pools(
-        config,
-        place_stream(config.synthesis, cluster_resources()),
-        generator=run / "generator",
-        teacher=run / "teacher",
-        pool=run,
-        plan="",
-        evaluation_texts=texts[0],
-        seed_texts=texts[1],
-    )[:3]
+    pools = pools_of(run, config, texts, run)[:3]
     warm = 4 * placed["generate"]
     blocks = [
         pa.table({"n": [n], "size": [config.synthesis.unit_size]})

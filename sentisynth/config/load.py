@@ -100,10 +100,19 @@ def with_values(values: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, 
 
 def read_run_config(run: Path) -> RunConfig:
     """The configuration that a run directory was last used with. Raises ConfigError."""
+    return _read_config(RunConfig, run)
+
+
+def read_pretrain_config(run: Path) -> PretrainConfig:
+    """The same of the directory of a pretraining."""
+    return _read_config(PretrainConfig, run)
+
+
+def _read_config(kind: type[AnyConfig], run: Path) -> AnyConfig:
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run} has no config.yaml; it is not a run directory")
-    return parse_config(_mapping(path.read_text(encoding="utf-8"), str(path)))
+    return _parse(kind, _mapping(path.read_text(encoding="utf-8"), str(path)))
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -8,7 +8,7 @@ sweep/<kind>/results.csv  summary.json  report.html
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,7 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
     teacher = directory.require("teacher", f"teacher {config.name}")
     out = directory.path / "sweep" / plan.kind
     directory.begin(f"sweep/{plan.kind}", _parts(session, teacher))
-    base = Trial(
-        alpha=config.distil.alpha,
-        beta=config.distil.beta,
-        tau=config.synthesis.tau,
-        temperature=config.distil.temperature,
-        n_per_class=config.synthesis.n_per_class,
-        seed=plan.seeds[0],
-        steps=_steps(session, plan),
-    )
+    base = _base(session, plan)
     trials = _grid(base, plan)
     what = f"{plan.search}, " + (f"{len(trials)} trainings" if trials else f"{plan.samples} points")
     selections, impossible = selected_rows(session, trials or [base])
@@ -65,20 +57,10 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
     (out / "trials").mkdir(exist_ok=True)
     trials = [trial for trial in trials if trial.selection not in impossible]
     done = _those_of(plan, base, trials, read_results(out / "trials"))
-    missing = [trial for trial in trials if trial.name not in done]
     dims = list(plan.grid) or list(plan.ranges)
     digests = selection_digests(out / "shared")
     log = SweepLog(session.tracker, plan.kind, out / "mlflow.json", dims, digests)
     runner = TrialRunner(out / "shared", out / "trials", config, teacher)
-    n_all, counted = len(trials) or plan.samples, [len(done)]
-
-    def follow(result: dict[str, Any]) -> None:
-        counted[0] += bool(result.get("done"))
-        figure = f"macro-F1 {result['macro_f1']:.3f}"
-        session.console.progress(f"{counted[0]}/{n_all} done  {figure}")
-        if result.get("done"):
-            log.record(out / "trials" / f"{result['trial_name']}.json")
-
     setting = Setting(
         config=config,
         shared=out / "shared",
@@ -86,21 +68,10 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
         teacher=teacher,
         resources=cluster_resources(),
         stopping=plan.stopping,
-        on_result=follow,
+        on_result=_follower(session, log, out / "trials", len(done), len(trials) or plan.samples),
     )
-    failed: list[tuple[Trial, str]] = []
     with session.console.stage(f"sweep {plan.kind}: {what}"):
-        if missing:
-            failed = run_trials(missing, setting)
-        elif plan.search == "optuna" and len(done) < plan.samples:
-            failed = search_trials(
-                base,
-                dict(plan.ranges),
-                setting,
-                samples=plan.samples - len(done),
-                seeds=plan.seeds,
-                known=_known(plan, done),
-            )
+        failed = _train_missing(plan, base, trials, done, setting)
         shutil.rmtree(out / ".tune", ignore_errors=True)
     results = _those_of(plan, base, trials, read_results(out / "trials"))
     for name in results:
@@ -111,6 +82,59 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
         if trial.selection in impossible:
             results[trial.name] = result_of(trial, Progress(), impossible[trial.selection])
     _conclude(session, plan, out, results, diversity, runner, log)
+
+
+def _base(session: Session, plan: SweepPlan) -> Trial:
+    """The configuration's own point, which the sweep varies."""
+    config = session.config
+    return Trial(
+        alpha=config.distil.alpha,
+        beta=config.distil.beta,
+        tau=config.synthesis.tau,
+        temperature=config.distil.temperature,
+        n_per_class=config.synthesis.n_per_class,
+        seed=plan.seeds[0],
+        steps=_steps(session, plan),
+    )
+
+
+def _follower(
+    session: Session, log: SweepLog, trials: Path, n_done: int, n_all: int
+) -> Callable[[dict[str, Any]], None]:
+    """Shows each evaluation of any trial, and records the trials that are done."""
+    counted = [n_done]
+
+    def follow(result: dict[str, Any]) -> None:
+        counted[0] += bool(result.get("done"))
+        figure = f"macro-F1 {result['macro_f1']:.3f}"
+        session.console.progress(f"{counted[0]}/{n_all} done  {figure}")
+        if result.get("done"):
+            log.record(trials / f"{result['trial_name']}.json")
+
+    return follow
+
+
+def _train_missing(
+    plan: SweepPlan,
+    base: Trial,
+    trials: Sequence[Trial],
+    done: dict[str, dict[str, Any]],
+    setting: Setting,
+) -> list[tuple[Trial, str]]:
+    """Train what has no result; gives the trials whose processes died, and why."""
+    missing = [trial for trial in trials if trial.name not in done]
+    if missing:
+        return run_trials(missing, setting)
+    if plan.search != "optuna" or len(done) >= plan.samples:
+        return []
+    return search_trials(
+        base,
+        dict(plan.ranges),
+        setting,
+        samples=plan.samples - len(done),
+        seeds=plan.seeds,
+        known=_known(plan, done),
+    )
 
 
 def _steps(session: Session, plan: SweepPlan) -> int:

@@ -11,6 +11,7 @@ from sentisynth.runtime.tracking import PARENT, StageLog, Tracker, store
 from sentisynth.training.trials import Trial
 
 _FINISHED = "FINISHED"
+_OF_STEPS = ("step", "total_steps")
 
 
 class SweepLog:
@@ -52,9 +53,10 @@ class SweepLog:
         log = self._tracker.child(name, self.run_id, {"trial": path.stem})
         log.params({**result["trial"], "fingerprint": path.stem})
         log.params({"dataset": self._digests.get(trial.selection, "")})
-        for entry in result["evaluations"]:
-            figures = {k: v for k, v in entry.items() if k not in ("step", "total_steps")}
-            log.metrics(figures, step=int(entry["step"]))
+        log.curve(
+            (int(entry["step"]), {k: v for k, v in entry.items() if k not in _OF_STEPS})
+            for entry in result["evaluations"]
+        )
         log.metrics({"best": result["best"] or {}, "seconds": result["seconds"]})
         if result["error"]:
             log.tag("error", result["error"])

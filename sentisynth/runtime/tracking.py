@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,14 @@ class StageLog:
 
     def metrics(self, figures: dict[str, Any], step: int = 0) -> None:
         """Numbers of a nested mapping under dotted names; what is no number is left out."""
+        self.curve([(step, figures)])
+
+    def curve(self, points: Iterable[tuple[int, dict[str, Any]]]) -> None:
+        """Numbers of many steps at once."""
         now = int(time.time() * 1000)
         rows = [
             [_key(name), float(value), now, step]
+            for step, figures in points
             for name, value in flatten(figures).items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         ]

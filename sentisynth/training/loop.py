@@ -108,7 +108,7 @@ def evaluations(
     for step, batch in enumerate(islice(batches, progress.step, total), progress.step + 1):
         seed_all(derive_seed(seed, "dropout", rank, step))
         shares = share_out(batch, rank, world_size, parts)
-        losses.append(_take_step(engine, task, shares, task.weight(batch), rate(step - 1)))
+        losses.append(take_step(engine, task, shares, task.weight(batch), rate(step - 1)))
         progress.step = step
         is_evaluated = step % every == 0 or step == total
         is_due = config.checkpoint_every is not None and step % config.checkpoint_every == 0
@@ -165,7 +165,7 @@ def _started(
     return engine
 
 
-def _take_step(
+def take_step(
     engine: Engine, task: Task, shares: list[np.ndarray], weight: float, rate: float
 ) -> torch.Tensor:
     """Learn from this worker's rows of a batch; returns its part of the loss, detached.

@@ -150,24 +150,15 @@ def pretrain(
     """Train the base model on packed rows; the first worker writes a `save_pretrained` directory
     with metrics.json, and what proposed replacements beside it, in `masked`.
     """
-    seed, train = derive_seed(config.seed, "pretrain"), config.train
-    pieces = load_tokenizer(tokenizer)
+    train, pieces = config.train, load_tokenizer(tokenizer)
     shown, held_out = Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT)
-    load = _LOADERS[config.chosen_objective]
-    seed_all(seed)
-    model = load(config, pieces)
-    task: Any
-    if config.chosen_objective == "causal":
-        task = LanguageModelTask(model, pieces, shown, held_out)
-    else:
-        rate = config.masked.mask_rate
-        judge = None if config.masked.judge is None else load_judge(config.masked.judge, pieces)
-        task = TokenTask(model, pieces, shown, held_out, rate, seed, judge)
+    task = pretraining_task(config, pieces, shown, held_out)
+    seed = derive_seed(config.seed, "pretrain")
     progress = fit(task, train, seed, report, work, total_steps=train.steps)
     if not is_first_worker():
         return
     del task
-    model = load(config, pieces).cpu()
+    model = _LOADERS[config.chosen_objective](config, pieces)
     put_weights(model, best_weights(work), work)
     finished = {
         "replaced": lambda: model.detector.encoder,
@@ -187,6 +178,19 @@ def pretrain(
         **figures_of(progress),
     }
     write_json(out / "metrics.json", {**figures, **history(progress, train)})
+
+
+def pretraining_task(
+    config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, shown: Rows, held_out: Rows
+) -> Any:
+    """The task of a configuration, its model with the random weights of the seed."""
+    seed = derive_seed(config.seed, "pretrain")
+    seed_all(seed)
+    model = _LOADERS[config.chosen_objective](config, tokenizer)
+    if config.chosen_objective == "causal":
+        return LanguageModelTask(model, tokenizer, shown, held_out)
+    judge = None if config.masked.judge is None else load_judge(config.masked.judge, tokenizer)
+    return TokenTask(model, tokenizer, shown, held_out, config.masked.mask_rate, seed, judge)
 
 
 def load_judge(reference: str, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -1,6 +1,6 @@
 """The stream on a cluster that changes, with GPUs that do not exist: the work is a CPU's."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from sentisynth.cli import main
 from tests.flows.test_submit import digests, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+Made = Callable[..., dict[str, str]]
 OWN = ["synthesis.generate_pool.gpus=1", "synthesis.verify_pool.gpus=1"]
 
 
@@ -32,36 +33,39 @@ def larger(quick_overrides: list[str]) -> list[str]:
     return [*wanted, "synthesis.n_per_class=200", "synthesis.max_candidates_per_class=3200"]
 
 
-def made(run: Path, out: Path, overrides: list[str]) -> dict[str, str]:
-    trained(run, out)
-    assert main(["synthesize", "quickstart", *overrides, "--out", str(out)]) == 0
-    return digests(out)
+@pytest.fixture
+def made(finished_run: Path, larger: list[str], tmp_path: Path) -> Made:
+    """Makes the pool of the finished run's models in a directory of a name; gives its digests."""
+
+    def make(name: str, *overrides: str) -> dict[str, str]:
+        out = tmp_path / name
+        trained(finished_run, out)
+        assert main(["synthesize", "quickstart", *larger, *overrides, "--out", str(out)]) == 0
+        return digests(out)
+
+    return make
 
 
 def test_pools_are_sized_by_their_measured_pace(
-    finished_run: Path,
-    larger: list[str],
+    made: Made,
     cluster: Any,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     cluster.add_node(num_cpus=4, num_gpus=4)
-    calm = made(finished_run, tmp_path / "shared", larger)
+    calm = made("shared")
     monkeypatch.setattr("sentisynth.flows.synthesize._MEASURED_S", 2.0)
     monkeypatch.setattr(
         "sentisynth.runtime.ray_cluster._FIRST_GUESS", 0.25
     )  # a bad one: one generator, three teachers
     capsys.readouterr()
-    assert made(finished_run, tmp_path / "own", [*larger, *OWN]) == calm
+    assert made("own", *OWN) == calm
     assert "3 generators and 1 teachers keep each other busy" in capsys.readouterr().err
 
 
 def test_a_cluster_that_grows_is_used(
-    finished_run: Path,
-    larger: list[str],
+    made: Made,
     cluster: Any,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -70,7 +74,7 @@ def test_a_cluster_that_grows_is_used(
 
     monkeypatch.setattr(watch, "_SETTLED_S", 1.0)
     cluster.add_node(num_cpus=2, num_gpus=1)
-    calm = made(finished_run, tmp_path / "small", larger)
+    calm = made("small")
     run, grown = synthesize._run, []
 
     def growing(*arguments: Any) -> None:
@@ -80,5 +84,5 @@ def test_a_cluster_that_grows_is_used(
 
     monkeypatch.setattr(synthesize, "_run", growing)
     capsys.readouterr()
-    assert made(finished_run, tmp_path / "grown", larger) == calm
+    assert made("grown") == calm
     assert "the cluster grew from 2 nodes" in capsys.readouterr().err

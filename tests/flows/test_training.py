@@ -51,7 +51,7 @@ def dying(
 
     from sentisynth.training import loop
 
-    take_step, taken = loop._take_step, [0]
+    take_step, taken = loop.take_step, [0]
     marker = work / "died"
 
     def counted(*arguments: object) -> torch.Tensor:
@@ -61,7 +61,7 @@ def dying(
             os.kill(os.getpid(), signal.SIGKILL)
         return take_step(*arguments)  # type: ignore[arg-type]
 
-    loop._take_step = counted  # type: ignore[assignment]
+    loop.take_step = counted  # type: ignore[assignment]
     teach(config, corpus, out, work, report)
 
 

@@ -1,0 +1,136 @@
+"""`sentisynth pretrain` from a corpus to a model, through the command line."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sentisynth.cli import main
+from sentisynth.data.files import read_json, sha256_file
+from sentisynth.training.rows import Rows
+from tests.conftest import reviews
+
+MINI = [
+    "shape.layers=1",
+    "shape.width=32",
+    "shape.heads=2",
+    "masked.shape.layers=1",
+    "masked.shape.width=32",
+    "masked.shape.heads=2",
+    "tokenizer.vocab_size=600",
+    "text.held_out=0.1",
+    "train.batch_size=16",
+    "train.eval_every=10",
+    "train.precision=fp32",
+]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of 402 documents in two files, two of them empty."""
+    place = tmp_path_factory.mktemp("texts")
+    found = reviews("train", 200)["text"].to_pylist()
+    for i, part in enumerate((["", *found[:150]], [*found[150:], None])):
+        pq.write_table(pa.table({"text": part}), place / f"part-{i}.parquet")
+    return place
+
+
+def command(kind: str, texts: Path, out: Path, *more: str) -> list[str]:
+    recipe = f"reviews-{kind}-mini"
+    source = f"text.source={texts}"
+    return ["pretrain", kind, recipe, source, *MINI, "train.steps=20", *more, "--out", str(out)]
+
+
+def test_a_base_model_is_made_recorded_and_not_made_again(
+    texts: Path, tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = command("encoder", texts, tmp_path / "run")
+    assert main(wanted) == 0
+    told = capsys.readouterr()
+    assert "of 402 documents, 2 empty ones left out" in told.err
+    assert "detection f1" in told.out
+    model = tmp_path / "run" / "model"
+    card = (model / "README.md").read_text()
+    assert "sentisynth pretrain encoder" in card and str(texts) not in card
+    figures = read_json(tmp_path / "run" / "rows" / "metrics.json")
+    rows = Rows.map(tmp_path / "run" / "rows" / "train.arrow")
+    assert figures["tokens"] == rows.lengths.sum() and figures["empty"] == 2
+    before = sha256_file(model / "model.safetensors")
+    assert main(wanted) == 0
+    assert capsys.readouterr().err.count("done before") == 3
+    assert sha256_file(model / "model.safetensors") == before
+    assert main([*wanted, "masked.mask_rate=0.3"]) == 2
+    assert "masked.mask_rate was 0.15, is now 0.3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "said"),
+    [
+        ("encoder", ["train.batch_size=5000"], "fewer than train.batch_size, which is 5000"),
+        ("encoder", ["tokenizer.vocab_size=50000"], "tokenizer.vocab_size is 50000; the corpus"),
+        ("encoder", ["tokenizer.model=package:gpt2-mini"], "has no mask token"),
+        ("encoder", ["text.source=nowhere.parquet"], "there is no corpus nowhere.parquet"),
+        ("encoder", ["text.text_column=body"], "has no column 'body'; its columns are text"),
+        ("encoder", ["objective=causal"], "objective is 'causal'; of kind 'encoder' it must be"),
+        ("encoder", ["shape.heads=3"], "the width must be a multiple"),
+        ("encoder", ["train.engine=deepspeed"], "train.engine is 'deepspeed'; it must be 'torch'"),
+        ("generator", ["text.max_length=256"], "text.max_length is 256; it must be at most"),
+    ],
+)
+def test_a_mistake_is_one_sentence(
+    kind: str,
+    more: list[str],
+    said: str,
+    texts: Path,
+    tmp_path: Path,
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(command(kind, texts, tmp_path / "run", *more)) == 2
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert told.startswith("sentisynth: ") and said in told
+
+
+def test_a_corpus_of_empty_documents_is_a_sentence(
+    tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(pa.table({"text": ["", "  "]}), tmp_path / "none.parquet")
+    assert main(command("encoder", tmp_path / "none.parquet", tmp_path / "run")) == 2
+    assert "all documents of" in capsys.readouterr().err
+
+
+def test_the_kind_must_be_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "generator", "reviews-encoder-mini"]) == 2
+    assert "run `sentisynth pretrain encoder reviews-encoder-mini`" in capsys.readouterr().err
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["encoder", "generator"])
+def test_a_killed_pretraining_ends_with_the_same_weights(
+    kind: str, texts: Path, tmp_path: Path
+) -> None:
+    """The whole process group is killed in the middle, and the same command given again."""
+    more = ["train.steps=200", "train.checkpoint_every=10"]
+    calm, killed = tmp_path / "calm", tmp_path / "killed"
+    code = [sys.executable, "-m", "sentisynth.cli"]
+    subprocess.run([*code, *command(kind, texts, calm, *more)], check=True)
+    with subprocess.Popen(
+        [*code, *command(kind, texts, killed, *more)], start_new_session=True
+    ) as process:
+        progress = killed / ".training" / "model" / "progress.json"
+        until = time.monotonic() + 200
+        while not progress.is_file() or read_json(progress)["step"] < 50:
+            assert time.monotonic() < until and process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not (killed / "model").exists()
+    subprocess.run([*code, *command(kind, texts, killed, *more)], check=True)
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert sha256_file(calm / "model" / name) == sha256_file(killed / "model" / name)

@@ -1,0 +1,161 @@
+"""Pretraining without Ray: what is learned, measured, saved, and gone on with."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+
+from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.data.documents import packed, sentences
+from sentisynth.data.files import read_json
+from sentisynth.errors import ModelError
+from sentisynth.models.loading import load_tokenizer
+from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain, pretraining_task
+from sentisynth.training.rows import Rows
+from sentisynth.training.tokenizer import train_tokenizer
+from tests.conftest import reviews
+
+TINY = {"layers": 1, "width": 32, "heads": 2}
+
+
+def settings(kind: str = "encoder", **more: Any) -> PretrainConfig:
+    values = {
+        "name": "x",
+        "kind": kind,
+        "seed": 5,
+        "text": {"source": "x.txt", "max_length": 32},
+        "tokenizer": {"vocab_size": 500},
+        "shape": TINY,
+        "masked": {"shape": TINY, "learning_rate": 3e-3, **more.pop("masked", {})},
+        "train": {
+            "steps": 12,
+            "batch_size": 8,
+            "learning_rate": 3e-3,
+            "eval_every": 6,
+            "precision": "fp32",
+            **more.pop("train", {}),
+        },
+    }
+    return PretrainConfig.model_validate({**values, **more})
+
+
+@pytest.fixture(scope="module", params=["encoder", "generator"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared("encoder", tmp_path_factory.mktemp("encoder"))
+
+
+def prepared(kind: str, place: Path) -> Path:
+    """A tokenizer and rows, as the first two stages leave them."""
+    config = settings(kind)
+    texts = reviews("train", 120)["text"].to_pylist()
+    tokenizer = train_tokenizer(config, texts)
+    tokenizer.save_pretrained(place / "tokenizer")
+    first, last = (tokenizer.eos_token_id, None)
+    if kind == "encoder":
+        first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    rows: dict[str, list[list[int]]] = {TRAIN: [], HELD_OUT: []}
+    for i, text in enumerate(texts):
+        ids = tokenizer(sentences(text, config.text), add_special_tokens=False)["input_ids"]
+        rows[TRAIN if i % 6 else HELD_OUT] += packed(ids, first, last, config.text)
+    for name, found in rows.items():
+        Rows.of(found, np.zeros(len(found), np.int64)).save(place / name)
+    (place / "kind").write_text(kind)
+    return place
+
+
+def run(config: PretrainConfig, place: Path, out: Path, work: Path, report: Any = None) -> Path:
+    out.mkdir(exist_ok=True)
+    work.mkdir(exist_ok=True)
+    pretrain(config, place / "tokenizer", place, out, work, report or (lambda _: None))
+    return out
+
+
+def test_the_model_is_saved_as_transformers_loads_it(either: Path, tmp_path: Path) -> None:
+    kind = (either / "kind").read_text()
+    out = run(settings(kind), either, tmp_path / "out", tmp_path / "work")
+    loader = AutoModel if kind == "encoder" else AutoModelForCausalLM
+    model, told = loader.from_pretrained(out, output_loading_info=True)
+    assert not told["missing_keys"] and not told["unexpected_keys"]
+    figures = read_json(out / "metrics.json")
+    assert figures["parameters"] == sum(p.numel() for p in model.parameters())
+    assert load_file(out / "model.safetensors").popitem()[1].dtype == torch.float16
+    if kind == "encoder":
+        assert model.config.hidden_dropout_prob == 0.1
+        assert {"masked_loss", "detection_loss", "detection_f1", "replaced"} <= figures.keys()
+        AutoModelForMaskedLM.from_pretrained(out / "masked")
+    else:
+        assert figures["perplexity"] < 500
+
+
+@pytest.mark.parametrize("optimizer", ["decoupled", "coupled"])
+def test_a_stopped_pretraining_ends_with_the_same_weights(
+    encoder: Path, tmp_path: Path, optimizer: str
+) -> None:
+    config = settings(optimizer=optimizer, train={"checkpoint_every": 4})
+    calm = run(config, encoder, tmp_path / "calm", tmp_path / "work-1")
+
+    def stop(entry: dict[str, Any]) -> None:
+        if entry["step"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(config, encoder, tmp_path / "stopped", tmp_path / "work-2", stop)
+    stopped = run(config, encoder, tmp_path / "stopped", tmp_path / "work-2")
+    for name in ("model.safetensors", "masked/model.safetensors"):
+        assert (calm / name).read_bytes() == (stopped / name).read_bytes()
+    first, second = (read_json(p / "metrics.json") for p in (calm, stopped))
+    assert first["evaluations"] == second["evaluations"]
+
+
+def test_both_learn(encoder: Path, tmp_path: Path) -> None:
+    config = settings(train={"steps": 240, "eval_every": 60, "learning_rate": 5e-3})
+    out = run(config, encoder, tmp_path / "out", tmp_path / "work")
+    first, *_, last = read_json(out / "metrics.json")["evaluations"]
+    assert last["masked_loss"] < first["masked_loss"] - 0.2
+    assert last["detection_loss"] < first["detection_loss"]
+
+
+def test_evaluations_are_the_same_each_time_and_disturb_nothing(encoder: Path) -> None:
+    config = settings()
+    rows = [Rows.map(encoder / name) for name in (TRAIN, HELD_OUT)]
+    task = pretraining_task(config, load_tokenizer(encoder / "tokenizer"), *rows)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    first, second = (task.evaluate(task.model, None) for _ in range(2))
+    assert first == second
+    assert torch.random.get_rng_state().equal(before)
+
+
+def test_a_judge_is_the_same_for_all_it_judges(encoder: Path, tmp_path: Path) -> None:
+    """Its replacements do not depend on the masked model that an encoder is trained with."""
+    alone = run(
+        settings(objective="masked", train={"steps": 40}), encoder, tmp_path / "j", tmp_path / "w"
+    )
+    assert "detection_f1" not in read_json(alone / "metrics.json")
+    shares = []
+    for rate in (3e-3, 1e-6):
+        config = settings(masked={"judge": str(alone), "learning_rate": rate})
+        name = f"out-{rate}"
+        figures = read_json(
+            run(config, encoder, tmp_path / name, tmp_path / f"work-{rate}") / "metrics.json"
+        )
+        shares.append(figures["judged_replaced"])
+        assert 0 <= figures["judged_detection_f1"] <= 1
+    assert shares[0] == shares[1]
+
+
+def test_a_judge_with_another_tokenizer_is_a_sentence(
+    encoder: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    config = settings(masked={"judge": str(tiny_bert)})
+    with pytest.raises(ModelError, match="masked.judge: the tokenizer in .* is another one"):
+        run(config, encoder, tmp_path / "out", tmp_path / "work")
