@@ -47,7 +47,7 @@ def _parse_submit(given: list[str]) -> argparse.Namespace:
     parser = _submit_parser()
     own, rest = parser.parse_known_args(given)
     arguments = parse(rest)
-    if arguments.command not in ("stage", "sweep"):
+    if arguments.command not in ("stage", "sweep", "pretrain"):
         parser.error(f"{rest[0]} needs no cluster; run it here")
     arguments.inner, arguments.command = arguments.command, "submit"
     arguments.address, arguments.detach = own.address, own.detach

@@ -15,6 +15,7 @@ from typing import Any
 from sentisynth.arguments import parse
 from sentisynth.config.load import load_config, load_pretrain_config, recipe_names
 from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.config.types import NamedConfig
 from sentisynth.data.text import shown
 from sentisynth.errors import ConfigError, SentisynthError
 from sentisynth.signals import stoppable
@@ -121,13 +122,18 @@ def _plan(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
+def _pretrain_config(arguments: argparse.Namespace) -> PretrainConfig:
     config = load_pretrain_config(arguments.recipe, arguments.overrides)
     if config.kind != arguments.kind:
         raise ConfigError(
             f"{arguments.recipe} makes a model of kind {config.kind!r}; run `sentisynth pretrain "
             f"{config.kind} {arguments.recipe}`"
         )
+    return config
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    config = _pretrain_config(arguments)
     from sentisynth.flows.console import Console
     from sentisynth.flows.pretrain import run_pretrain
 
@@ -171,13 +177,16 @@ def _sweep_overrides(arguments: argparse.Namespace) -> tuple[list[str], list[str
 def _submit(arguments: argparse.Namespace) -> int:
     options = ["--progress", "line" if arguments.progress == "ray" else arguments.progress]
     options += ["--overwrite"] if arguments.overwrite else []
+    config: NamedConfig
     if arguments.inner == "sweep":
         command = ["sweep", arguments.kind]
         own, dims, rest = _sweep_overrides(arguments)
         options = [*own, *dims, "--seeds", ",".join(map(str, arguments.seeds)), *options]
+        config = load_config(arguments.recipe, rest)
+    elif arguments.inner == "pretrain":
+        command, config = ["pretrain", arguments.kind], _pretrain_config(arguments)
     else:
-        command, rest = [arguments.stage], arguments.overrides
-    config = load_config(arguments.recipe, rest)
+        command, config = [arguments.stage], load_config(arguments.recipe, arguments.overrides)
     from sentisynth.flows.submit import submit
 
     out = arguments.out or ""

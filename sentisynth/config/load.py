@@ -108,6 +108,13 @@ def read_pretrain_config(run: Path) -> PretrainConfig:
     return _read_config(PretrainConfig, run)
 
 
+def read_any_config(run: Path) -> NamedConfig:
+    """The same of either."""
+    path = run / "config.yaml"
+    is_base = path.is_file() and "kind" in _mapping(path.read_text(encoding="utf-8"), str(path))
+    return _read_config(PretrainConfig if is_base else RunConfig, run)
+
+
 def _read_config(kind: type[AnyConfig], run: Path) -> AnyConfig:
     path = run / "config.yaml"
     if not path.is_file():

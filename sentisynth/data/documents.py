@@ -14,9 +14,10 @@ from sentisynth.errors import DataError
 
 FORMATS = (".parquet", ".jsonl", ".txt")
 # a word before "n't", a contraction, a word, three dots, or one mark
-WORDS = r"\w+(?=n['’]t\b)|n['’]t\b|['’]\w+|\w+|\.\.\.|[^\w\s]"
+WORDS = r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|d|m|re|ve|ll|S|D|M|RE|VE|LL)\b|\w+|\.\.\.|[^\w\s]"
 _WORDS = re.compile(WORDS)
-_SENTENCE_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"')]))\s+(?=[\"'(]*[A-Z0-9])")
+_SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"')”»]))\s+|(?<=[。！？])")
+_OPENING = "\"'(“«"
 
 
 def document_files(config: TextConfig) -> list[Path]:
@@ -72,12 +73,25 @@ def check_column(name: str, columns: Sequence[str], config: TextConfig) -> None:
 
 def sentences(text: str, config: TextConfig) -> list[str]:
     """Sentences of a cleaned document, lower-cased and with words set apart where asked for."""
-    found = _SENTENCE_END.split(text)
+    found = _split(text)
     if config.lowercase:
         found = [sentence.lower() for sentence in found]
     if config.split_words:
         found = [" ".join(_WORDS.findall(sentence)) for sentence in found]
     return [sentence for sentence in found if sentence]
+
+
+def _split(text: str) -> list[str]:
+    """At the ends of sentences; where a text has capitals, what follows begins with no small
+    letter.
+    """
+    has_capitals, found = text != text.lower(), [""]
+    for part in _SENTENCE_END.split(text):
+        if has_capitals and found[-1] and part.lstrip(_OPENING)[:1].islower():
+            found[-1] += f" {part}"
+        else:
+            found.append(part)
+    return found[1:]
 
 
 def is_held_out(text: str, share: float) -> bool:

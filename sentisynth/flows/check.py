@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentisynth import schema
-from sentisynth.config.load import read_run_config
+from sentisynth.config.load import read_any_config
 from sentisynth.config.types import RunConfig
 from sentisynth.data.manifest import check_pool, readable_manifest
 from sentisynth.data.run_directory import STAGES, RunDirectory
@@ -41,13 +41,16 @@ def check_run(path: Path) -> list[str]:
 def _check(directory: RunDirectory) -> list[str]:
     path = directory.path
     directory.refuse_links()
-    config = read_run_config(path)
+    config = read_any_config(path)
     problems = [
         problem
         for name in STAGES
         if (path / name).is_dir()
         for problem in _check_stage(directory, name)
     ]
+    if not isinstance(config, RunConfig):
+        made = (path / "model").is_dir()
+        return problems if made else [*problems, f"{path} has no finished model yet"]
     if directory.pool.is_dir():
         problems += check_pool(directory.pool) + _check_plan(directory)
     if (path / "dataset").is_dir():

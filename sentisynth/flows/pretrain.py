@@ -21,6 +21,7 @@ from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
 from sentisynth.training.tokenizer import train_tokenizer
 
 _CODE_VERSION = 1  # raise it when the same parts would give other bytes
+_LENGTHS = frozenset({"max_length", "min_length", "held_out"})  # a tokenizer does not ask
 _OF_PLACEMENT = {"gpus_per_worker", "checkpoint_every", "max_restarts", "epochs"}
 
 
@@ -28,7 +29,10 @@ def run_pretrain(
     config: PretrainConfig, out: Path, console: Console, *, overwrite: bool = False
 ) -> None:
     """Make the base model in `out`/model. What was done before is not done again."""
-    digests = {path.name: sha256_file(path) for path in document_files(config.text)}
+    root = Path(config.text.source).expanduser()
+    files = document_files(config.text)
+    names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
+    digests = {name: sha256_file(path) for name, path in zip(names, files, strict=True)}
     if config.tokenizer.model is not None:
         resolve_model(config.tokenizer.model)
     with workplace(config, out, console, overwrite=overwrite) as place:
@@ -46,7 +50,8 @@ def _make_tokenizer(place: Workplace, config: PretrainConfig, digests: dict[str,
     else:
         parts |= {
             "corpus": digests,
-            "text": _text_parts(config),
+            "text": _text_parts(config, _LENGTHS),
+            "positions": config.positions,
             "tokenizer": config.tokenizer.model_dump(mode="json"),
         }
 
@@ -54,7 +59,7 @@ def _make_tokenizer(place: Workplace, config: PretrainConfig, digests: dict[str,
         if given is not None:
             tokenizer = load_tokenizer(resolve_model(given))
         else:
-            tokenizer = train_tokenizer(config, _texts(config))
+            tokenizer = train_tokenizer(config, partial(_texts, config))
         _check_special(config, tokenizer)
         tokenizer.save_pretrained(out)
         log.metrics({"pieces": len(tokenizer)})
@@ -67,7 +72,7 @@ def _texts(config: PretrainConfig) -> Iterator[str]:
     n = 0
     for document in read_documents(config.text):
         n += 1
-        yield "\n".join(sentences(document, config.text))
+        yield from sentences(document, config.text)
     if not n:
         raise DataError(
             f"all documents of {config.text.source} are empty; check text.text_column (now "
@@ -76,7 +81,11 @@ def _texts(config: PretrainConfig) -> Iterator[str]:
 
 
 def _check_special(config: PretrainConfig, tokenizer: Any) -> None:
-    wanted = {"mask": tokenizer.mask_token, "separator": tokenizer.sep_token}
+    wanted = {
+        "mask": tokenizer.mask_token,
+        "first": tokenizer.cls_token,
+        "separator": tokenizer.sep_token,
+    }
     if config.kind == "generator":
         wanted = {"end-of-text": tokenizer.eos_token}
     for name, token in wanted.items():
@@ -150,8 +159,8 @@ def _train(place: Workplace, config: PretrainConfig) -> None:
     )
 
 
-def _text_parts(config: PretrainConfig) -> dict[str, Any]:
-    return config.text.model_dump(mode="json", exclude={"source"})
+def _text_parts(config: PretrainConfig, besides: frozenset[str] = frozenset()) -> dict[str, Any]:
+    return config.text.model_dump(mode="json", exclude={"source", *besides})
 
 
 def _show(place: Workplace, config: PretrainConfig) -> None:

@@ -11,7 +11,8 @@ import yaml
 
 import sentisynth
 from sentisynth.config.outside import holds_secret
-from sentisynth.config.types import RunConfig
+from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.data.files import sha256_file
 from sentisynth.data.storage import location
 from sentisynth.errors import JobError
@@ -20,12 +21,17 @@ from sentisynth.seeding import fingerprint
 
 RECIPE, _DATA = "recipe.yaml", "data"
 _MOST_BYTES = 200 * 2**20
+_MODELS = ("model", "judge")  # keys that name one
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 _URI = "MLFLOW_TRACKING_URI"
+_FILES: dict[type[NamedConfig], tuple[str, tuple[str, ...]]] = {
+    RunConfig: ("data", ("source", "validation", "test")),
+    PretrainConfig: ("text", ("source",)),
+}
 
 
 def submit(
-    config: RunConfig, command: Sequence[str], options: Sequence[str], *, out: str, address: str
+    config: NamedConfig, command: Sequence[str], options: Sequence[str], *, out: str, address: str
 ) -> tuple[Cluster, str, bool]:
     """Start `sentisynth COMMAND RECIPE OPTIONS --out OUT` as a job, unless the same is running.
 
@@ -39,12 +45,13 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="sentisynth-job-") as directory:
         package = Path(directory)
         digests = pack(config, package)
+        section, _ = _FILES[type(config)]
         uri = config.tracking.uri
         options = [*options, *([f"tracking.uri={uri}"] if uri else [])]
         same = {
             "code": tree_digest(package / "sentisynth"),
             "command": [*command, *options],
-            "config": config.model_dump(mode="json", exclude={"data": {*digests}}),
+            "config": config.model_dump(mode="json", exclude={section: {*digests}}),
             "data": digests,
             "out": out,
         }
@@ -56,7 +63,7 @@ def submit(
     return cluster, job, False
 
 
-def pack(config: RunConfig, package: Path) -> dict[str, str]:
+def pack(config: NamedConfig, package: Path) -> dict[str, str]:
     """Fill a directory with what a job needs; returns the sha256 of each data file by its key.
 
     That is this package (of its models, those that the recipe names), recipe.yaml and the local
@@ -66,19 +73,21 @@ def pack(config: RunConfig, package: Path) -> dict[str, str]:
     shutil.copytree(source, package / source.name, ignore=_LEFT_OUT)
     values = config.model_dump(mode="json")
     del values["tracking"]["uri"]  # given as an override: a recipe names servers alone
-    named = [values[section]["model"] for section in ("teacher", "generator", "student")]
+    section, keys = _FILES[type(config)]
+    parts = [part for part in values.values() if isinstance(part, dict)]
+    named = {part[key] for part in parts for key in _MODELS if key in part}
     for model in (package / source.name / "resources").glob("*/config.json"):
         if f"package:{model.parent.name}" not in named:
             shutil.rmtree(model.parent)
     digests = {}
-    for key in ("source", "validation", "test"):
-        path = Path(str(values["data"][key]))
+    for key in keys:
+        path = Path(str(values[section][key]))
         if path.is_absolute() and path.is_file():
             digests[key] = sha256_file(path)
             place = Path(_DATA) / f"{key}-{path.name}"
             (package / _DATA).mkdir(exist_ok=True)
             shutil.copyfile(path, package / place)
-            values["data"][key] = str(place)
+            values[section][key] = str(place)
     (package / RECIPE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
     if size > _MOST_BYTES:

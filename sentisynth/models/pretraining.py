@@ -240,8 +240,11 @@ class ReplacedTokenModel(nn.Module):
         counted_BS: torch.Tensor,
         chosen_BS: torch.Tensor,
     ) -> torch.Tensor:
-        """(1 / rate) Σ nll over masked positions + λ Σ bce over tokens that count, a scalar: with
-        the number of tokens for a divisor, the sum of the two means.
+        """(1 / rate) Σ nll over masked positions + λ Σ bce over tokens that count, a scalar.
+
+        Divided by the number of tokens it is L_G + λ L_D, where L_G is a mean over rate times all
+        tokens: special ones are never masked, so that is up to a tenth below the mean over the
+        masked ones.
         """
         made = replacements(self.masked, ids_BS, mask_BS, chosen_BS, self._mask_id)
         logits_BS = self.detector(made.ids_BS, mask_BS)

@@ -76,7 +76,9 @@ def _pack(documents: pa.Table, *, config: PretrainConfig, tokenizer: Path) -> pa
     kept = [clean(text or "", lowercase=False) for text in texts]
     split = [sentences(text, config.text) for text in kept]
     flat = [sentence for found in split for sentence in found]
-    ids = iter(pieces(flat, add_special_tokens=False)["input_ids"] if flat else ())
+    # a text that spells a special token has none in it
+    options = {"add_special_tokens": False, "split_special_tokens": True}
+    ids = iter(pieces(flat, **options)["input_ids"] if flat else ())
     rows = [list(packed([next(ids) for _ in found], before, after, config.text)) for found in split]
     return pa.table(
         {

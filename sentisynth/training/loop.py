@@ -28,6 +28,7 @@ from sentisynth.training.rows import Rows, share_out, world
 _LEAST_WEIGHT = 1e-12
 _BUCKET_BATCHES = 16  # rows of this many batches are sorted by length together
 _CHECKPOINT_S = 20.0  # a training of seconds writes no checkpoint before its end
+_PULSE_STEPS, _PULSE_S = 20, 5.0  # the loss is told between evaluations
 LOWER_IS_BETTER = ("perplexity", "validation_loss")
 
 Report = Callable[[dict[str, Any]], None]
@@ -77,7 +78,7 @@ def fit(
     """
     progress = read_progress(work)
     options = {"total_steps": total_steps, "eval_every": eval_every}
-    for entry in evaluations(task, config, seed, work, progress, **options):
+    for entry in evaluations(task, config, seed, work, progress, pulse=report, **options):
         report(entry)
     return progress
 
@@ -91,8 +92,12 @@ def evaluations(
     *,
     total_steps: int | None = None,
     eval_every: int | None = None,
+    pulse: Report | None = None,
 ) -> Generator[dict[str, Any], None, None]:
-    """`fit` step by step: train on from `progress`; gives the figures of each evaluation."""
+    """`fit` step by step: train on from `progress`; gives the figures of each evaluation.
+
+    `pulse` is told the training loss between evaluations that are far apart.
+    """
     rank, world_size = world()
     per_epoch = math.ceil(len(task.rows) / config.batch_size)
     total = total_steps or per_epoch * config.epochs
@@ -103,7 +108,8 @@ def evaluations(
     rate = _rate(config, total)
     engine = _started(task, config, progress, work, rank, world_size)
     best = _Best(config.metric or task.metric, progress)
-    saved, losses, clock = time.monotonic(), [], time.monotonic()
+    saved = told = clock = time.monotonic()
+    losses: list[torch.Tensor] = []
     batches = endless_batches(task.rows.lengths, config.batch_size, derive_seed(seed, "order"))
     for step, batch in enumerate(islice(batches, progress.step, total), progress.step + 1):
         seed_all(derive_seed(seed, "dropout", rank, step))
@@ -112,12 +118,16 @@ def evaluations(
         progress.step = step
         is_evaluated = step % every == 0 or step == total
         is_due = config.checkpoint_every is not None and step % config.checkpoint_every == 0
-        if not is_evaluated and not is_due:
+        if not is_evaluated and not is_due and step % _PULSE_STEPS:
             continue
-        progress.losses += _summed(losses, engine.device).tolist()
+        recent = _summed(losses, engine.device).tolist()
+        progress.losses += recent
         losses.clear()
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
+        if pulse is not None and not is_evaluated and clock - told > _PULSE_S:
+            pulse({"step": step, "total_steps": total, "train_loss": float(np.mean(recent))})
+            told = time.monotonic()
         if is_evaluated:
             entry = _evaluated(task, engine, progress, per_epoch, config)
             best.offer(entry[best.metric], engine)
@@ -134,7 +144,7 @@ def evaluations(
                 if not is_due and world_size == 1:
                     _save(work, progress, engine, best, rank)
                 raise
-            clock = time.monotonic()  # what is done with the figures is no training
+            clock = told = time.monotonic()  # what is done with the figures is no training
         if progress.is_finished:
             break
     if dist.is_initialized():

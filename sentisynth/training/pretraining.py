@@ -4,6 +4,7 @@ B rows, S tokens, M masked positions, V pieces.
 """
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,20 @@ from sentisynth.models.pretraining import (
 from sentisynth.seeding import derive_seed
 from sentisynth.training.checkpoint import best_weights, put_weights
 from sentisynth.training.jobs import figures_of, history
-from sentisynth.training.loop import Report, fit, seed_all
+from sentisynth.training.loop import Report, endless_batches, fit, seed_all
 from sentisynth.training.rows import Rows, is_first_worker
 from sentisynth.training.tasks import LanguageModelTask, own_batches
 
 TRAIN, HELD_OUT = "train.arrow", "held_out.arrow"
+_EVALUATION_SEED, _JUDGED_RATE = 0, 0.15
 
 
 class TokenTask:
     """Replaced-token detection, or masked language modelling alone.
 
     Which positions are masked, and what is put there, is drawn from torch's generator, which the
-    loop seeds for each step; in evaluations it is the same each time.
+    loop seeds for each step; in evaluations it is the same each time, and for a judge the same
+    whatever the run.
     """
 
     metric = "step"  # the last weights: a better G makes D's task harder, so figures do not compare
@@ -55,18 +58,17 @@ class TokenTask:
         rows: Rows,
         held_out: Rows,
         mask_rate: float,
-        seed: int,
         judge: Any = None,
     ) -> None:
         self.model, self.rows, self._held_out, self._judge = model, rows, held_out, judge
         self._pad_id, self._mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
-        self._mask_rate, self._seed = mask_rate, derive_seed(seed, "evaluation")
+        self._mask_rate = mask_rate
 
     def weight(self, rows: np.ndarray) -> float:
         return float(self.rows.lengths[rows[rows >= 0]].sum())
 
     def loss(self, forward: nn.Module, rows: np.ndarray) -> torch.Tensor:
-        found: torch.Tensor = forward(*self._masked(self.rows, rows))
+        found: torch.Tensor = forward(*self._masked(self.rows, rows, self._mask_rate))
         return found
 
     @torch.no_grad()
@@ -84,7 +86,6 @@ class TokenTask:
             torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
         ):
             for batch, counts in own_batches(self._held_out):
-                seed_all(derive_seed(self._seed, int(batch[0])))
                 found = self._counted(batch)
                 if counts:
                     sums += found
@@ -101,12 +102,13 @@ class TokenTask:
 
     def _counted(self, batch: np.ndarray) -> torch.Tensor:
         """(2, 7): own G and judge by nll, masked, loss, tokens, hits, found, replaced."""
-        inputs = self._masked(self._held_out, batch)
         rows = torch.zeros(2, 7, dtype=torch.float64)
-        for i, masked in enumerate((self.model.masked, self._judge)):
+        sides = ((self.model.masked, self._mask_rate), (self._judge, _JUDGED_RATE))
+        for i, (masked, rate) in enumerate(sides):
             if masked is None:
                 continue
-            ids_BS, mask_BS, counted_BS, chosen_BS = inputs
+            seed_all(derive_seed(_EVALUATION_SEED, i, int(batch[0])))
+            ids_BS, mask_BS, counted_BS, chosen_BS = self._masked(self._held_out, batch, rate)
             made = replacements(masked, ids_BS, mask_BS, chosen_BS, self._mask_id)
             rows[i, :2] = torch.stack([made.nll.double(), chosen_BS.double().sum()]).cpu()
             if isinstance(self.model, ReplacedTokenModel):
@@ -114,11 +116,11 @@ class TokenTask:
                 rows[i, 2:] = torch.stack(_hits(logits_BS, made.replaced_BS, counted_BS)).cpu()
         return rows
 
-    def _masked(self, rows: Rows, batch: np.ndarray) -> tuple[torch.Tensor, ...]:
+    def _masked(self, rows: Rows, batch: np.ndarray, rate: float) -> tuple[torch.Tensor, ...]:
         """Ids, attention mask, what counts, and the positions to be masked, each (B, S)."""
         ids_BS, mask_BS = rows.padded(batch, self._pad_id)
         chosen_BS = chosen_positions(
-            mask_BS.sum(dim=1), ids_BS.shape[1], self._mask_rate, torch.rand(ids_BS.shape)
+            mask_BS.sum(dim=1), ids_BS.shape[1], rate, torch.rand(ids_BS.shape)
         )
         counted_BS = mask_BS.bool() & torch.from_numpy(batch >= 0)[:, None]
         parts = (ids_BS, mask_BS, counted_BS, chosen_BS & counted_BS)
@@ -153,7 +155,7 @@ def pretrain(
     train, pieces = config.train, load_tokenizer(tokenizer)
     shown, held_out = Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT)
     task = pretraining_task(config, pieces, shown, held_out)
-    seed = derive_seed(config.seed, "pretrain")
+    seed = seed_of(config)
     progress = fit(task, train, seed, report, work, total_steps=train.steps)
     if not is_first_worker():
         return
@@ -168,7 +170,8 @@ def pretrain(
     _save(finished, pieces, out, config)
     if config.chosen_objective == "replaced":
         _save(model.masked, pieces, out / "masked", config)
-    tokens = int(shown.lengths.mean() * train.batch_size * progress.step)
+    order = endless_batches(shown.lengths, train.batch_size, derive_seed(seed, "order"))
+    tokens = sum(int(shown.lengths[batch].sum()) for batch in islice(order, progress.step))
     figures = {
         "parameters": sum(p.numel() for p in finished.parameters()),
         "rows": len(shown),
@@ -184,13 +187,19 @@ def pretraining_task(
     config: PretrainConfig, tokenizer: PreTrainedTokenizerBase, shown: Rows, held_out: Rows
 ) -> Any:
     """The task of a configuration, its model with the random weights of the seed."""
-    seed = derive_seed(config.seed, "pretrain")
-    seed_all(seed)
+    seed_all(seed_of(config))
     model = _LOADERS[config.chosen_objective](config, tokenizer)
     if config.chosen_objective == "causal":
         return LanguageModelTask(model, tokenizer, shown, held_out)
     judge = None if config.masked.judge is None else load_judge(config.masked.judge, tokenizer)
-    return TokenTask(model, tokenizer, shown, held_out, config.masked.mask_rate, seed, judge)
+    return TokenTask(model, tokenizer, shown, held_out, config.masked.mask_rate, judge)
+
+
+def seed_of(config: PretrainConfig) -> int:
+    """Of weights, order and masks: another for each objective, or a judge would be the twin of a
+    masked model that it is to judge beside.
+    """
+    return derive_seed(config.seed, "pretrain", config.chosen_objective)
 
 
 def load_judge(reference: str, tokenizer: PreTrainedTokenizerBase) -> Any:

@@ -64,6 +64,10 @@ def test_sentences_are_split_lowered_and_set_apart() -> None:
         "yes .",
     ]
     assert sentences("It's A. Film", settings(lowercase=False)) == ["It's A.", "Film"]
+    assert sentences("no capitals. none! at all", settings()) == ["no capitals.", "none!", "at all"]
+    assert sentences("Кино. Ещё кино, e.g. это.", settings()) == ["кино.", "ещё кино, e.g. это."]
+    assert sentences("好电影。很好！", settings()) == ["好电影。", "很好！"]
+    assert sentences("the 'good' film", settings(split_words=True)) == ["the ' good ' film"]
 
 
 def test_the_same_text_is_always_on_the_same_side() -> None:

@@ -65,6 +65,7 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
     assert main(wanted) == 0
     assert capsys.readouterr().err.count("done before") == 3
     assert sha256_file(model / "model.safetensors") == before
+    assert main(["check", str(tmp_path / "run")]) == 0
     assert main([*wanted, "masked.mask_rate=0.3"]) == 2
     assert "masked.mask_rate was 0.15, is now 0.3" in capsys.readouterr().err
 

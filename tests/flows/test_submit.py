@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sentisynth.cli import main
-from sentisynth.config.load import load_config
+from sentisynth.config.load import load_config, load_pretrain_config
 from sentisynth.flows.submit import pack
 from tests.flows.nodes import RAY, Nodes, wait_for
 
@@ -138,6 +138,13 @@ def test_what_a_job_gets(
     assert {"recipe.yaml", "data/source-train.parquet", "sentisynth/cli.py"} <= files
     assert "sentisynth/resources/gpt2-mini/model.safetensors" in files
     assert not [f for f in files if "__pycache__" in f or f.startswith(".")]
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a film .")
+    base = load_pretrain_config("reviews-encoder-mini", [f"text.source={corpus}"])
+    assert pack(base, tmp_path / "base").keys() == {"source"}
+    assert (tmp_path / "base" / "data" / "source-corpus.txt").is_file()
+    recipe = load_pretrain_config(str(tmp_path / "base" / "recipe.yaml"))
+    assert recipe.text.source == "data/source-corpus.txt"
     hub = load_config("sst2", ["data.source=x:train"])
     pack(hub, tmp_path / "small")
     assert sum(p.stat().st_size for p in (tmp_path / "small").rglob("*") if p.is_file()) < 2**21

@@ -133,7 +133,7 @@ def test_coupled_parts_share_embeddings_and_one_rate() -> None:
     assert not grads[0].equal(grads[1])
 
 
-def test_the_loss_is_the_sum_of_the_two_means() -> None:
+def test_the_loss_weighs_masked_positions_by_their_share() -> None:
     config = settings(masked={"mask_rate": 0.2})
     both = model(config).eval()
     ids = torch.randint(5, PIECES, (4, 12))  # 10 tokens of each may be masked: 2 are

@@ -84,6 +84,25 @@ def test_a_step_learns_from_the_weighted_mean(tiny_bert: Path, tmp_path: Path) -
     assert torch.allclose(*found, atol=1e-6)
 
 
+def test_the_loss_is_told_between_evaluations_and_changes_nothing(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sentisynth.training import loop
+
+    config = TrainConfig(epochs=20, batch_size=20, eval_every=30)
+    told: dict[float, list[dict[str, float]]] = {}
+    for seconds in (1e6, -1.0):
+        monkeypatch.setattr(loop, "_PULSE_S", seconds)
+        (tmp_path / str(seconds)).mkdir()
+        fit(
+            task(tiny_bert), config, 1, told.setdefault(seconds, []).append, tmp_path / str(seconds)
+        )
+    calm, often = told.values()
+    assert [entry["step"] for entry in calm] == [30, 60]
+    assert [entry["step"] for entry in often] == [20, 30, 40, 60]
+    assert [entry for entry in often if "macro_f1" in entry] == calm
+
+
 def test_accumulated_forward_passes_make_the_same_step(tiny_bert: Path, tmp_path: Path) -> None:
     found = []
     for micro in (None, 3):

@@ -57,7 +57,7 @@ def prepared(kind: str, place: Path) -> Path:
     """A tokenizer and rows, as the first two stages leave them."""
     config = settings(kind)
     texts = reviews("train", 120)["text"].to_pylist()
-    tokenizer = train_tokenizer(config, texts)
+    tokenizer = train_tokenizer(config, lambda: texts)
     tokenizer.save_pretrained(place / "tokenizer")
     first, last = (tokenizer.eos_token_id, None)
     if kind == "encoder":

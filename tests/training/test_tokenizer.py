@@ -23,7 +23,7 @@ def texts() -> list[str]:
 def test_a_tokenizer_has_the_size_asked_for_and_loads_again(
     kind: str, texts: list[str], tmp_path: Path
 ) -> None:
-    made = train_tokenizer(settings(kind), texts)
+    made = train_tokenizer(settings(kind), lambda: texts)
     assert len(made) == 600
     made.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
@@ -34,10 +34,30 @@ def test_a_tokenizer_has_the_size_asked_for_and_loads_again(
     )
 
 
+@pytest.mark.parametrize("kind", ["encoder", "generator"])
+def test_the_same_corpus_gives_the_same_tokenizer(kind: str, texts: list[str]) -> None:
+    first, second = (train_tokenizer(settings(kind, 1500), lambda: texts) for _ in range(2))
+    assert first.backend_tokenizer.to_str() == second.backend_tokenizer.to_str()
+
+
+def test_many_letters_are_known() -> None:
+    """A script of syllables."""
+    letters = [chr(0xAC00 + i) for i in range(400)]
+    texts = ["".join(letters[i % 400] for i in range(n, n + 8)) for n in range(900)]
+    tokenizer = train_tokenizer(settings("encoder", 600), lambda: texts)
+    ids = [token for row in tokenizer(texts)["input_ids"] for token in row]
+    assert ids.count(tokenizer.unk_token_id) < 0.01 * len(ids)
+
+
+def test_a_vocabulary_smaller_than_the_bytes_is_a_sentence(texts: list[str]) -> None:
+    with pytest.raises(ModelError, match="vocab_size is 64; letters and special tokens alone are"):
+        train_tokenizer(settings("generator", 64), lambda: texts)
+
+
 def test_an_encoder_reads_marks_that_stand_apart_and_marks_that_do_not_alike(
     texts: list[str],
 ) -> None:
-    tokenizer = train_tokenizer(settings("encoder"), texts)
+    tokenizer = train_tokenizer(settings("encoder"), lambda: texts)
     written, apart = "It's good, but don't go.", "it 's good , but do n't go ."
     assert tokenizer(written)["input_ids"] == tokenizer(apart)["input_ids"]
     tokens = tokenizer.convert_ids_to_tokens(tokenizer(apart)["input_ids"])
@@ -49,4 +69,4 @@ def test_a_vocabulary_larger_than_the_corpus_supports_is_a_sentence(
     kind: str, texts: list[str]
 ) -> None:
     with pytest.raises(ModelError, match=r"vocab_size is 8192; the corpus supports \d+ pieces"):
-        train_tokenizer(settings(kind, 8192), texts[:40])
+        train_tokenizer(settings(kind, 8192), lambda: texts[:40])
