@@ -1,14 +1,16 @@
 """What a base model is worth: the teacher of a recipe, fine-tuned from each on several seeds.
 
     python benchmarks/fine_tuning.py RECIPE [key=value ...] --models NAME=MODEL ...
-        [--seeds 41 42 43] [--json FILE]
+        [--seeds 41 42 43] [--rates 1e-4 3e-4] [--json FILE]
 
 MODEL is a reference as in a recipe; `scratch:MODEL` is random weights of MODEL's shape, with its
-tokenizer. The seed draws the labelled rows, the head and the order. Figures are of the test rows,
-at the weights of the best evaluation on the validation rows.
+tokenizer. The seed draws the labelled rows, the head and the order. Each model gets the learning
+rate of `--rates` with the best mean on the validation rows; figures are of the test rows, at the
+weights of the best evaluation on the validation rows.
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
@@ -38,18 +40,25 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=MODEL")
     parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43])
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-4, 3e-4])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found: dict[str, list[dict[str, float]]] = {}
-    for entry in arguments.models:
+    tried: dict[str, dict[float, list[dict[str, float]]]] = {}
+    for entry, rate, seed in itertools.product(arguments.models, arguments.rates, arguments.seeds):
         name, _, model = entry.partition("=")
-        for seed in arguments.seeds:
-            config = load_config(arguments.recipe, [*arguments.overrides, f"seed={seed}"])
-            found.setdefault(name, []).append(fine_tuned(config, model))
-            print(name, seed, json.dumps(found[name][-1]), file=sys.stderr, flush=True)
+        chosen = [f"teacher.train.learning_rate={rate}", f"seed={seed}"]
+        config = load_config(arguments.recipe, [*arguments.overrides, *chosen])
+        runs = tried.setdefault(name, {}).setdefault(rate, [])
+        runs.append(fine_tuned(config, model))
+        print(name, rate, seed, json.dumps(runs[-1]), file=sys.stderr, flush=True)
+    found = {
+        f"{name}, rate {rate:g}": rates[rate]
+        for name, rates in tried.items()
+        for rate in [max(rates, key=lambda r: statistics.mean(x["validation"] for x in rates[r]))]
+    }
     print(table(found))
     if arguments.json:
-        result = {**environment(), "seeds": arguments.seeds, "models": found}
+        result = {**environment(), "seeds": arguments.seeds, "chosen": found, "tried": tried}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

@@ -74,6 +74,11 @@ def trained(arguments: argparse.Namespace, name: str, overrides: list[str]) -> P
     """The directory of a pretrained model."""
     final: Path = arguments.out / name
     if final.is_dir():
+        steps = read_json(final / "metrics.json")["steps"]
+        if steps != arguments.steps:
+            raise SystemExit(
+                f"{final} made {steps} steps, not {arguments.steps}; give another --out"
+            )
         return final
     config = load_pretrain_config("reviews-encoder-mini", [*SHAPE, *overrides])
     work = arguments.out / f".{name}"

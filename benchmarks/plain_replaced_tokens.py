@@ -1,5 +1,5 @@
 """Replaced-token detection as one would write it with transformers alone: the peer of
-`pretraining.py speed`. Same models, rows, rates and arithmetic as ours.
+`pretraining.py`. Same models, rows, rates and arithmetic as ours.
 """
 
 import torch
@@ -18,10 +18,11 @@ class PlainReplacedTokens:
         rates: tuple[float, float],
         mask_id: int,
         mask_rate: float,
+        device: torch.device,
     ) -> None:
-        self._g = DebertaV2ForMaskedLM(masked)
+        self._g = DebertaV2ForMaskedLM(masked).to(device)
         encoder.num_labels = 1
-        self._d = DebertaV2ForTokenClassification(encoder)
+        self._d = DebertaV2ForTokenClassification(encoder).to(device)
         self._optimizers = [
             torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), eps=1e-6, fused=True)
             for model, rate in zip((self._g, self._d), rates, strict=True)
@@ -29,11 +30,15 @@ class PlainReplacedTokens:
         self._mask_id, self._mask_rate = mask_id, mask_rate
 
     def step(
-        self, ids: torch.Tensor, mask: torch.Tensor, special: torch.Tensor, dtype: torch.dtype
-    ) -> float:
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        special: torch.Tensor,
+        dtype: torch.dtype | None,
+    ) -> torch.Tensor:
         """Learn from a batch; returns the loss."""
-        chosen = (torch.rand(ids.shape) < self._mask_rate) & ~special
-        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        chosen = (torch.rand(ids.shape, device=ids.device) < self._mask_rate) & ~special
+        with torch.autocast(ids.device.type, dtype=dtype, enabled=dtype is not None):
             labels = ids.masked_fill(~chosen, -100)
             made = self._g(
                 input_ids=ids.masked_fill(chosen, self._mask_id),
@@ -53,4 +58,4 @@ class PlainReplacedTokens:
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return loss.detach()

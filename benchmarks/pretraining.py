@@ -20,6 +20,7 @@ from plain_replaced_tokens import PlainReplacedTokens
 
 from sentisynth.config.load import read_pretrain_config
 from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.models.devices import autocast_dtype, best_device
 from sentisynth.models.loading import load_tokenizer
 from sentisynth.models.pretraining import encoder_config
 from sentisynth.training.engine import TorchEngine
@@ -42,6 +43,10 @@ def main() -> None:
     size = config.train.batch_size
     batches = list(islice(endless_batches(rows.lengths, size, 1), arguments.steps))
     tokens = sum(int(rows.lengths[batch].sum()) for batch in batches)
+    if (config.chosen_objective, config.optimizer) != ("replaced", "decoupled"):
+        parser.error(
+            f"{arguments.run} is of another objective; the peer is for decoupled optimisers"
+        )
     sides = {
         "ours": ours(config, arguments.run, rows, batches),
         "plain": plain(config, arguments.run, rows, batches),
@@ -53,6 +58,8 @@ def main() -> None:
         for name, run in sides.items():
             started = time.perf_counter()
             run(len(batches))
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             rates[name].append(tokens / (time.perf_counter() - started))
     ratios = [a / b for a, b in zip(*rates.values(), strict=True)]
     result: dict[str, Any] = {
@@ -86,15 +93,16 @@ def plain(config: PretrainConfig, run: Path, rows: Rows, batches: list[Any]) -> 
         encoder_config(shape, tokenizer, config.positions, config.dropout) for shape in shapes
     )
     rates = (config.masked.learning_rate, config.train.learning_rate)
+    device = best_device()
     peer = PlainReplacedTokens(
-        masked, encoder, rates, tokenizer.mask_token_id, config.masked.mask_rate
+        masked, encoder, rates, tokenizer.mask_token_id, config.masked.mask_rate, device
     )
-    dtype = {"bf16": torch.bfloat16}.get(config.train.precision, torch.float32)
-    special = torch.tensor(sorted(tokenizer.all_special_ids))
+    dtype = autocast_dtype(config.train.precision, device)
+    special = torch.tensor(sorted(tokenizer.all_special_ids), device=device)
 
     def steps(n: int) -> None:
         for batch in batches[:n]:
-            ids, mask = rows.padded(batch, tokenizer.pad_token_id)
+            ids, mask = (x.to(device) for x in rows.padded(batch, tokenizer.pad_token_id))
             peer.step(ids, mask, torch.isin(ids, special), dtype)
 
     return steps

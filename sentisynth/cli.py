@@ -74,7 +74,7 @@ def _recipes(_: argparse.Namespace) -> int:
     width = max(map(len, [*recipe_names(), *base]))
     for name in recipe_names():
         print(f"{name:{width}}  {load_config(name).description}")
-    print("\nof base models, for `sentisynth pretrain`:")
+    print("for `sentisynth pretrain`:")
     for name in base:
         print(f"{name:{width}}  {load_pretrain_config(name).description}")
     return 0

@@ -1,9 +1,9 @@
 """Configuration of a pretraining: a base model from unlabelled text alone.
 
-References are as in `config.types`: `package:NAME`, a path, a Hub name.
+References to models are as in `config.types`; texts are files that this machine reads.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -28,6 +28,15 @@ class TextConfig(Config):
     """Tokens below which what is left of a document is dropped."""
     held_out: Annotated[float, Field(gt=0, le=0.5)] = 0.005
     """Share of the documents to evaluate on, chosen by their text: copies fall on one side."""
+
+    @model_validator(mode="after")
+    def _room(self) -> "TextConfig":
+        if self.min_length > self.max_length - 2:
+            raise ValueError(
+                f"min_length is {self.min_length}; it must be at most max_length - 2, which is "
+                f"{self.max_length - 2}"
+            )
+        return self
 
 
 class TokenizerConfig(Config):
@@ -62,10 +71,14 @@ class MaskedConfig(Config):
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     """Share of a row's tokens, special ones aside, that are masked."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 2e-4
-    """Its own peak rate, where optimizer is decoupled; the encoder's is train.learning_rate."""
+    """Its own peak rate, where optimizer is decoupled; the encoder's, and that of a masked
+    model which is trained alone, is train.learning_rate."""
     judge: str | None = None
     """A masked model, trained alone, on whose replacements the encoder is evaluated too: figures of
     different masked models compare no other way."""
+
+
+_WITHOUT_MEANING = ("metric", "early_stopping", "zero_stage", "deepspeed", "offload")
 
 
 class PretrainTrainConfig(TrainConfig):
@@ -82,6 +95,17 @@ class PretrainTrainConfig(TrainConfig):
     adam_epsilon: Annotated[float, Field(gt=0)] = 1e-6
     eval_every: PositiveInt | None = 500
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_meaning(cls, values: Any) -> Any:
+        for key in _WITHOUT_MEANING:
+            default = TrainConfig.model_fields[key].default
+            if isinstance(values, dict) and values.get(key, default) != default:
+                raise ValueError(
+                    f"{key} is {values[key]!r}, which has no meaning in a pretraining; leave it out"
+                )
+        return values
+
 
 class PretrainConfig(NamedConfig):
     kind: Kind
@@ -92,7 +116,7 @@ class PretrainConfig(NamedConfig):
     positions: Annotated[int, Field(ge=8, le=8192)] = 128
     """Tokens that the finished model takes at most."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """In training; rows that are seen once need none. The finished model says 0.1 for
+    """In training; rows that are seen once need none. A finished encoder says 0.1, for
     fine-tuning."""
     objective: Literal["replaced", "masked", "causal"] | None = None
     """Null: `replaced` for an encoder, `causal` for a generator. `masked` trains the masked model

@@ -150,9 +150,12 @@ def base_model_card(config: PretrainConfig, directory: Path) -> str:
 
 
 def _portable(config: PretrainConfig) -> dict[str, Any]:
-    """The recipe without the folder that the corpus lies in, and without where it was run."""
+    """The recipe without this machine's folders, and without where it was run."""
     values = config.model_dump(mode="json", exclude={"tracking", "cluster"})
-    values["text"]["source"] = Path(config.text.source).name
+    for section, key in (("text", "source"), ("tokenizer", "model"), ("masked", "judge")):
+        reference = values[section][key]
+        if reference is not None and Path(reference).is_absolute():
+            values[section][key] = Path(reference).name
     return values
 
 

@@ -17,7 +17,7 @@ from sentisynth.models.loading import load_tokenizer, model_digest, resolve_mode
 from sentisynth.runtime.corpus import check_rows, pack_corpus
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.seeding import fingerprint
-from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
+from sentisynth.training.pretraining import HELD_OUT, TRAIN, check_judge, pretrain
 from sentisynth.training.tokenizer import train_tokenizer
 
 _CODE_VERSION = 1  # raise it when the same parts would give other bytes
@@ -35,6 +35,8 @@ def run_pretrain(
     digests = {name: sha256_file(path) for name, path in zip(names, files, strict=True)}
     if config.tokenizer.model is not None:
         resolve_model(config.tokenizer.model)
+    if config.masked.judge is not None:
+        check_judge(resolve_model(config.masked.judge))
     with workplace(config, out, console, overwrite=overwrite) as place:
         _make_tokenizer(place, config, digests)
         _pack(place, config, digests)
@@ -58,6 +60,8 @@ def _make_tokenizer(place: Workplace, config: PretrainConfig, digests: dict[str,
     def build(out: Path, log: StageLog) -> None:
         if given is not None:
             tokenizer = load_tokenizer(resolve_model(given))
+            for _ in _texts(config):  # what cannot be read is told before Ray reads it
+                pass
         else:
             tokenizer = train_tokenizer(config, partial(_texts, config))
         _check_special(config, tokenizer)
@@ -97,7 +101,7 @@ def _check_special(config: PretrainConfig, tokenizer: Any) -> None:
 
 
 def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> None:
-    tokenizer = place.directory.stage("tokenizer")
+    tokenizer = place.directory.shared("tokenizer")
     parts = {
         "code": _CODE_VERSION,
         "corpus": digests,
@@ -106,10 +110,10 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
     }
 
     def build(out: Path, log: StageLog) -> None:
-        for name, digest in digests.items():
-            log.dataset(name, Path(config.text.source), digest, 0)
         shown, held_out, counts = pack_corpus(config, tokenizer)
         check_rows(config, shown, held_out)
+        source = Path(config.text.source)
+        log.dataset(source.name, source, fingerprint(digests), counts["documents"])
         shown.save(out / TRAIN)
         held_out.save(out / HELD_OUT)
         figures = {
@@ -121,12 +125,13 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
         write_json(out / "metrics.json", figures)
         log.metrics(figures)
 
-    place.do("rows", f"2  rows of at most {config.text.max_length} tokens", parts, build)
+    title = f"2  rows of at most {config.text.max_length} tokens"
+    place.do("rows", title, parts, build, is_artifact=False)
     figures = read_json(place.directory.stage("rows") / "metrics.json")
-    empty = f", {figures['empty']:,} empty ones left out" if figures["empty"] else ""
     place.console.note(
         f"   {figures['tokens']:,} tokens in {figures['rows']:,} rows of {figures['documents']:,} "
-        f"documents{empty}; {figures['held_out']:,} documents are held out"
+        f"documents; left out: {figures['empty']:,} empty, {figures['too_short']:,} shorter than "
+        f"text.min_length; {figures['held_out']:,} are held out"
     )
 
 

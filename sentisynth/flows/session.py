@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
@@ -12,11 +12,14 @@ from typing import Any
 
 import yaml
 
+from sentisynth.config.load import read_any_config
+from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.data.files import directory_aside, write_text
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import Corpus
 from sentisynth.data.storage import is_remote, probe
+from sentisynth.errors import ConfigError, RunDirectoryError
 from sentisynth.flows.console import Console
 from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.nodes import check_storage, gather
@@ -45,6 +48,8 @@ class Workplace:
         title: str,
         parts: dict[str, Any],
         build: Callable[[Path, StageLog], None],
+        *,
+        is_artifact: bool = True,
     ) -> Path:
         """Make a stage's directory from its parts, unless that was done before; see RunDirectory.
 
@@ -61,7 +66,8 @@ class Workplace:
                 build(out, log)
                 self.directory.stamp(out, parts)
             self.directory.push(name)
-            log.artifacts(final, name)
+            if is_artifact:
+                log.artifacts(final, name)
         return final
 
     @contextmanager
@@ -104,6 +110,7 @@ def workplace(
     directory = RunDirectory(out if is_remote(out) else out.resolve(), overwrite)
     with directory.locked():
         directory.pull()
+        _refuse_other_kind(config, directory)
         if not (directory.path / "config.yaml").is_file():
             write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
@@ -121,6 +128,20 @@ def workplace(
         if not makes_nothing:  # what was made stands there already
             write_config(config, directory, versions())
         directory.push_files()
+
+
+def _refuse_other_kind(config: NamedConfig, directory: RunDirectory) -> None:
+    """A run and a pretraining do not share a directory. Raises RunDirectoryError."""
+    file = directory.path / "config.yaml"
+    if not file.is_file():
+        return
+    with suppress(ConfigError, UnicodeDecodeError):  # damaged ones are replaced, as ever
+        found = read_any_config(directory.path)
+        if isinstance(found, PretrainConfig) != isinstance(config, PretrainConfig):
+            what = "a pretraining" if isinstance(found, PretrainConfig) else "a run"
+            raise RunDirectoryError(
+                f"{directory.path} holds {what}; choose another directory with --out"
+            )
 
 
 def write_config(config: NamedConfig, directory: RunDirectory, versions: dict[str, str]) -> None:

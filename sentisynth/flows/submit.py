@@ -82,11 +82,15 @@ def pack(config: NamedConfig, package: Path) -> dict[str, str]:
     digests = {}
     for key in keys:
         path = Path(str(values[section][key]))
-        if path.is_absolute() and path.is_file():
-            digests[key] = sha256_file(path)
+        if path.is_absolute() and path.exists():
             place = Path(_DATA) / f"{key}-{path.name}"
             (package / _DATA).mkdir(exist_ok=True)
-            shutil.copyfile(path, package / place)
+            if path.is_dir():
+                shutil.copytree(path, package / place)
+                digests[key] = tree_digest(path)
+            else:
+                shutil.copyfile(path, package / place)
+                digests[key] = sha256_file(path)
             values[section][key] = str(place)
     (package / RECIPE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())

@@ -177,18 +177,30 @@ class Detector(nn.Module):
         return self.score(inner_BSE).squeeze(-1).float()
 
 
-class MaskedModel(nn.Module):
+class _TrainedModel(nn.Module):
+    """What the loop asks of a model, passed on to those inside."""
+
+    supports_gradient_checkpointing = True
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return next(self.parameters()).device
+
+    def gradient_checkpointing_enable(self, options: dict[str, Any]) -> None:
+        """Compute activations again in the backward pass."""
+        for module in self.modules():
+            if isinstance(module, DebertaV2Model):
+                module.gradient_checkpointing_enable(options)
+
+
+class MaskedModel(_TrainedModel):
     """G alone."""
 
     def __init__(self, masked: PreTrainedModel, config: PretrainConfig, mask_id: int) -> None:
         super().__init__()
         self.masked = masked
         self._mask_id, self._rate = mask_id, config.masked.mask_rate
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-        return self.masked.device
 
     def forward(
         self,
@@ -203,7 +215,7 @@ class MaskedModel(nn.Module):
         return made.nll / self._rate
 
 
-class ReplacedTokenModel(nn.Module):
+class ReplacedTokenModel(_TrainedModel):
     """G and D, trained together.
 
     Decoupled: `rate_factors` give G a learning rate of its own, and λ is 1: Adam cancels it.
@@ -227,11 +239,6 @@ class ReplacedTokenModel(nn.Module):
         else:
             own = config.masked.learning_rate / config.train.learning_rate
             self.rate_factors = {"masked.": own, "detector.": 1.0}
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-        return self.masked.device
 
     def forward(
         self,

@@ -11,6 +11,7 @@ import ray.data
 
 from sentisynth.config.pretrain import PretrainConfig, TextConfig
 from sentisynth.data.documents import check_column, document_files, is_held_out, packed, sentences
+from sentisynth.data.storage import here
 from sentisynth.data.text import clean
 from sentisynth.errors import DataError
 from sentisynth.models.loading import load_tokenizer
@@ -19,15 +20,16 @@ from sentisynth.training.rows import Rows
 _DOCUMENTS_A_TASK = 1024
 _ROWS, _HELD_OUT, _EMPTY = "rows", "held_out", "empty"
 _PACKED = pa.schema(
-    {_ROWS: pa.large_list(pa.list_(pa.int32())), _HELD_OUT: pa.bool_(), _EMPTY: pa.bool_()}
+    {_ROWS: pa.large_list(pa.large_list(pa.int32())), _HELD_OUT: pa.bool_(), _EMPTY: pa.bool_()}
 )
 
 
 def pack_corpus(config: PretrainConfig, tokenizer: Path) -> tuple[Rows, Rows, dict[str, int]]:
-    """Rows to train on, rows to evaluate on, and numbers: documents, empty ones, held out ones.
+    """Rows to train on, rows to evaluate on, and numbers: documents, empty ones, ones that are too
+    short, held out ones.
 
-    The rows are in the order of the files, whatever the cluster. They are gathered here: four bytes
-    a token. Raises DataError.
+    The rows are in the order of the files, whatever the cluster. They are gathered here: some
+    twelve bytes a token at the most. Raises DataError.
     """
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -46,8 +48,10 @@ def pack_corpus(config: PretrainConfig, tokenizer: Path) -> tuple[Rows, Rows, di
     counts = {
         "documents": whole.num_rows,
         "empty": pc.sum(whole[_EMPTY]).as_py() or 0,
+        "too_short": pc.sum(pc.equal(pc.list_value_length(whole[_ROWS]), 0)).as_py() or 0,
         "held_out": pc.sum(whole[_HELD_OUT]).as_py() or 0,
     }
+    counts["too_short"] -= counts["empty"]  # which have no rows either
     return (
         _rows(whole.filter(pc.invert(whole[_HELD_OUT]))),
         _rows(whole.filter(whole[_HELD_OUT])),
@@ -56,8 +60,9 @@ def pack_corpus(config: PretrainConfig, tokenizer: Path) -> tuple[Rows, Rows, di
 
 
 def _documents(config: TextConfig) -> ray.data.Dataset:
-    files = [str(path) for path in document_files(config)]
-    suffix = Path(files[0]).suffix
+    paths = document_files(config)
+    suffix = paths[0].suffix
+    files = [f"local://{path.resolve()}" for path in paths]  # read beside the driver
     if suffix == ".txt":
         return ray.data.read_text(files).rename_columns({"text": config.text_column})
     read = ray.data.read_parquet if suffix == ".parquet" else ray.data.read_json
@@ -68,7 +73,7 @@ def _documents(config: TextConfig) -> ray.data.Dataset:
 
 def _pack(documents: pa.Table, *, config: PretrainConfig, tokenizer: Path) -> pa.Table:
     """A row for each document: its rows of tokens."""
-    pieces = load_tokenizer(tokenizer)
+    pieces = load_tokenizer(here(tokenizer))
     before, after = pieces.cls_token_id, pieces.sep_token_id
     if config.kind == "generator":
         before, after = pieces.eos_token_id, None

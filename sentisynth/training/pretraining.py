@@ -19,7 +19,13 @@ from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.files import write_json
 from sentisynth.errors import ModelError
 from sentisynth.models.devices import hardware
-from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model, save_model
+from sentisynth.models.loading import (
+    load_pretrained,
+    load_tokenizer,
+    read_config,
+    resolve_model,
+    save_model,
+)
 from sentisynth.models.pretraining import (
     MaskedModel,
     ReplacedTokenModel,
@@ -205,12 +211,24 @@ def seed_of(config: PretrainConfig) -> int:
 def load_judge(reference: str, tokenizer: PreTrainedTokenizerBase) -> Any:
     """A masked language model with the same tokenizer. Raises ModelError."""
     path = resolve_model(reference)
-    if load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+    check_judge(path)
+    is_other = read_config(path).vocab_size != len(tokenizer)
+    if is_other or load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
             f"masked.judge: the tokenizer in {path} is another one; train the judge with "
             f"tokenizer.model set to the same model"
         )
     return load_pretrained(AutoModelForMaskedLM, path).eval()
+
+
+def check_judge(path: Path) -> None:
+    """Raise ModelError unless a model directory is of the kind that `objective=masked` makes."""
+    kinds = read_config(path).architectures
+    if kinds != ["DebertaV2ForMaskedLM"]:
+        raise ModelError(
+            f"masked.judge: {path} has a {', '.join(kinds or ['model without a head'])}; give the "
+            f"model of a pretraining with objective=masked"
+        )
 
 
 def _save(

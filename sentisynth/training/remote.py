@@ -39,9 +39,14 @@ def run_from_store(
     local, made = place / "work", place / "out"
     _begin(place, work, attempt)
 
+    brought = [b""]
+
     def bring(entry: dict[str, Any]) -> None:
-        if is_first_worker():  # it alone writes checkpoints
-            _bring(local, work)
+        if is_first_worker() and (local / PROGRESS).is_file():  # it alone writes checkpoints
+            reached = (local / PROGRESS).read_bytes()
+            if reached != brought[0]:
+                _bring(local, work)
+                brought[0] = reached
         report(entry)
 
     job(*map(here, inputs), out=made, work=local, report=bring)

@@ -1,5 +1,6 @@
 """`sentisynth pretrain` from a corpus to a model, through the command line."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentisynth.cli import main
+from sentisynth.config.load import load_pretrain_config
 from sentisynth.data.files import read_json, sha256_file
+from sentisynth.runtime.corpus import pack_corpus
 from sentisynth.training.rows import Rows
+from sentisynth.training.tokenizer import train_tokenizer
 from tests.conftest import reviews
 
 MINI = [
@@ -53,7 +57,7 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
     wanted = command("encoder", texts, tmp_path / "run")
     assert main(wanted) == 0
     told = capsys.readouterr()
-    assert "of 402 documents, 2 empty ones left out" in told.err
+    assert "of 402 documents; left out: 2 empty, " in told.err
     assert "detection f1" in told.out
     model = tmp_path / "run" / "model"
     card = (model / "README.md").read_text()
@@ -68,6 +72,31 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
     assert main(["check", str(tmp_path / "run")]) == 0
     assert main([*wanted, "masked.mask_rate=0.3"]) == 2
     assert "masked.mask_rate was 0.15, is now 0.3" in capsys.readouterr().err
+    assert main(["run", "quickstart", "--out", str(tmp_path / "run")]) == 2
+    assert "holds a pretraining; choose another directory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_rows_are_the_same_from_any_kind_of_file(
+    suffix: str, texts: Path, tmp_path: Path, ray_session: None
+) -> None:
+    """Documents of a row are those of the Parquet files, in their order."""
+    found = [t for p in sorted(texts.iterdir()) for t in pq.read_table(p)["text"].to_pylist()]
+    path = tmp_path / f"corpus.{suffix}"
+    lines = [t or "" if suffix == "txt" else json.dumps({"text": t}) for t in found]
+    path.write_text("\n".join(lines) + "\n")
+    rows = []
+    for source in (texts, path):
+        options = command("encoder", source, tmp_path)[3:-2]
+        config = load_pretrain_config("reviews-encoder-mini", options)
+        if not rows:
+            tokenizer = train_tokenizer(config, lambda: [text for text in found if text])
+            tokenizer.save_pretrained(tmp_path / "tokenizer")
+        rows.append(pack_corpus(config, tmp_path / "tokenizer"))
+    for first, second in zip(rows[0][:2], rows[1][:2], strict=True):
+        assert first.ids.tolist() == second.ids.tolist()
+        assert first.starts.tolist() == second.starts.tolist()
+    assert len(rows[0][0]) > 300 and len(rows[0][1]) > 10
 
 
 @pytest.mark.parametrize(
@@ -79,6 +108,10 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
         ("encoder", ["text.source=nowhere.parquet"], "there is no corpus nowhere.parquet"),
         ("encoder", ["text.text_column=body"], "has no column 'body'; its columns are text"),
         ("encoder", ["objective=causal"], "objective is 'causal'; of kind 'encoder' it must be"),
+        ("encoder", ["masked.judge=package:gpt2-mini"], "has a GPT2LMHeadModel; give the model of"),
+        ("encoder", ["train.metric=macro_f1"], "metric is 'macro_f1', which has no meaning in a"),
+        ("encoder", ["train.zero_stage=1"], "zero_stage is 1, which has no meaning in a"),
+        ("encoder", ["text.min_length=64"], "min_length is 64; it must be at most max_length - 2"),
         ("encoder", ["shape.heads=3"], "the width must be a multiple"),
         ("encoder", ["train.engine=deepspeed"], "train.engine is 'deepspeed'; it must be 'torch'"),
         ("generator", ["text.max_length=256"], "text.max_length is 256; it must be at most"),

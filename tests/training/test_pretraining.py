@@ -1,11 +1,14 @@
 """Pretraining without Ray: what is learned, measured, saved, and gone on with."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
@@ -14,6 +17,8 @@ from sentisynth.data.documents import packed, sentences
 from sentisynth.data.files import read_json
 from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_tokenizer
+from sentisynth.training.engine import TorchEngine
+from sentisynth.training.loop import take_step
 from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain, pretraining_task
 from sentisynth.training.rows import Rows
 from sentisynth.training.tokenizer import train_tokenizer
@@ -153,9 +158,69 @@ def test_a_judge_is_the_same_for_all_it_judges(encoder: Path, tmp_path: Path) ->
     assert shares[0] == shares[1]
 
 
-def test_a_judge_with_another_tokenizer_is_a_sentence(
+def test_a_judge_of_another_kind_or_tokenizer_is_a_sentence(
     encoder: Path, tiny_bert: Path, tmp_path: Path
 ) -> None:
-    config = settings(masked={"judge": str(tiny_bert)})
-    with pytest.raises(ModelError, match="masked.judge: the tokenizer in .* is another one"):
-        run(config, encoder, tmp_path / "out", tmp_path / "work")
+    judge = run(
+        settings(objective="masked", train={"steps": 2}), encoder, tmp_path / "j", tmp_path / "w"
+    )
+    other = reviews("test", 200)["text"].to_pylist()
+    train_tokenizer(settings(), lambda: other).save_pretrained(judge)
+    for path, said in ((judge, "tokenizer in .* is another one"), (tiny_bert, "has a BertModel")):
+        config = settings(masked={"judge": str(path)})
+        with pytest.raises(ModelError, match=f"masked.judge: .*{said}"):
+            run(config, encoder, tmp_path / "out", tmp_path / "work")
+
+
+def worker(rank: int, place: Path, out: Path) -> None:
+    """One of two workers."""
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2")
+    dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=2)
+    config = settings(train={"workers": 2, "batch_size": 7})  # no multiple: one gets a filler
+    run(config, place, out, out)
+    dist.destroy_process_group()
+
+
+def test_two_workers_share_batches_and_evaluations(encoder: Path, tmp_path: Path) -> None:
+    """Masks are drawn by each worker, so the curve is not that of one; the figures at the end are
+    those of the saved weights, and the first evaluation's loss is much that of one worker.
+    """
+    out = tmp_path / "two"
+    out.mkdir()
+    mp.start_processes(worker, (encoder, out), nprocs=2, start_method="spawn")
+    figures = read_json(out / "metrics.json")
+    alone = read_json(
+        run(settings(train={"batch_size": 7}), encoder, tmp_path / "one", tmp_path / "work")
+        / "metrics.json"
+    )
+    assert figures["steps"] == alone["steps"] and figures["tokens_seen"] == alone["tokens_seen"]
+    for key in ("masked_loss", "detection_loss"):
+        assert figures[key] == pytest.approx(alone[key], rel=0.05)
+
+
+def test_activations_may_be_computed_again(encoder: Path, tmp_path: Path) -> None:
+    weights = []
+    for again in (False, True):
+        config = settings(train={"gradient_checkpointing": again})
+        out = run(config, encoder, tmp_path / f"out-{again}", tmp_path / f"work-{again}")
+        weights.append(load_file(out / "model.safetensors"))
+    for key, tensor in weights[0].items():
+        torch.testing.assert_close(tensor, weights[1][key], atol=2e-3, rtol=0)
+
+
+def test_each_part_moves_at_its_own_rate(encoder: Path) -> None:
+    """AdamW's first step is as long as the rate, whatever the gradient."""
+    config = settings(train={"learning_rate": 1e-3, "weight_decay": 0.0})
+    rows = [Rows.map(encoder / name) for name in (TRAIN, HELD_OUT)]
+    task = pretraining_task(config, load_tokenizer(encoder / "tokenizer"), *rows)
+    engine = TorchEngine(task.model, config.train, 0, 1)
+    before = {name: p.detach().clone() for name, p in task.model.named_parameters()}
+    torch.manual_seed(0)
+    take_step(engine, task, [np.arange(8)], task.weight(np.arange(8)), 1e-3)
+    moved = {
+        name: (p - before[name]).abs().max().item() for name, p in task.model.named_parameters()
+    }
+    masked = max(step for name, step in moved.items() if name.startswith("masked."))
+    detector = max(step for name, step in moved.items() if name.startswith("detector."))
+    assert masked == pytest.approx(3e-3, rel=0.01) and detector == pytest.approx(1e-3, rel=0.01)
