@@ -110,16 +110,26 @@ def read_pretrain_config(run: Path) -> PretrainConfig:
 
 def read_any_config(run: Path) -> NamedConfig:
     """The same of either."""
-    path = run / "config.yaml"
-    is_base = path.is_file() and "kind" in _mapping(path.read_text(encoding="utf-8"), str(path))
-    return _read_config(PretrainConfig if is_base else RunConfig, run)
+    return _read_config(PretrainConfig if is_base_model(run) else RunConfig, run)
 
 
-def _read_config(kind: type[AnyConfig], run: Path) -> AnyConfig:
+def is_base_model(run: Path) -> bool:
+    """Whether a run directory is that of a pretraining. Raises ConfigError."""
+    return "kind" in _config_of(run)
+
+
+def _config_of(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():
         raise ConfigError(f"{run} has no config.yaml; it is not a run directory")
-    return _parse(kind, _mapping(path.read_text(encoding="utf-8"), str(path)))
+    try:
+        return _mapping(path.read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not UTF-8 text; remove it") from None
+
+
+def _read_config(kind: type[AnyConfig], run: Path) -> AnyConfig:
+    return _parse(kind, _config_of(run))
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

@@ -78,7 +78,7 @@ class MaskedConfig(Config):
     different masked models compare no other way."""
 
 
-_WITHOUT_MEANING = ("metric", "early_stopping", "zero_stage", "deepspeed", "offload")
+_WITHOUT_MEANING = ("epochs", "metric", "early_stopping", "zero_stage", "deepspeed", "offload")
 
 
 class PretrainTrainConfig(TrainConfig):

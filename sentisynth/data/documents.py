@@ -1,6 +1,7 @@
 """Unlabelled documents: where they lie, their words and sentences, and rows of tokens from them."""
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from sentisynth.data.text import clean
 from sentisynth.errors import DataError
 
 FORMATS = (".parquet", ".jsonl", ".txt")
+_PIECE = 1024  # rows read at once
 # a word before "n't", a contraction, a word, three dots, or one mark
 WORDS = r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|d|m|re|ve|ll|S|D|M|RE|VE|LL)\b|\w+|\.\.\.|[^\w\s]"
 _WORDS = re.compile(WORDS)
@@ -28,7 +30,7 @@ def document_files(config: TextConfig) -> list[Path]:
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     kinds = sorted({p.suffix for p in files})
     if len(kinds) != 1 or kinds[0] not in FORMATS:
-        told = ", ".join(kinds) or "no files"
+        told = ", ".join(kind or "files without a suffix" for kind in kinds) or "no files"
         raise DataError(
             f"the corpus {config.source} has {told}; give one kind of {', '.join(FORMATS)}"
         )
@@ -36,37 +38,57 @@ def document_files(config: TextConfig) -> list[Path]:
 
 
 def read_documents(config: TextConfig) -> Iterator[str]:
-    """Cleaned texts of a corpus, in the order of its files, empty ones left out.
+    """Cleaned texts of a corpus in the order of its files; capitals stay, empty ones too.
 
-    Raises DataError where a file cannot be read or has no such column.
+    Raises DataError where a file cannot be read, has no such column, or none has a text.
     """
+    is_empty = True
     for path in document_files(config):
         try:
-            for texts in _texts(path, config):
-                yield from filter(None, (clean(text or "", lowercase=False) for text in texts))
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            for text in _texts(path, config):
+                kept = clean(text or "", lowercase=False)
+                is_empty = is_empty and not kept
+                yield kept
+        except (pa.ArrowException, OSError, UnicodeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from None
+    if is_empty:
+        raise DataError(
+            f"all documents of {config.source} are empty; check text.text_column (now "
+            f"{config.text_column!r})"
+        )
 
 
-def _texts(path: Path, config: TextConfig) -> Iterator[Sequence[str | None]]:
-    if path.suffix == ".txt":
-        with path.open(encoding="utf-8") as stream:
-            for line in stream:
-                yield [line]
+def _texts(path: Path, config: TextConfig) -> Iterator[str | None]:
+    if path.suffix == ".parquet":
+        table = pa.dataset.dataset(path, format="parquet")
+        _check_column(path, table.schema.names, config)
+        for batch in table.to_batches(columns=[config.text_column], batch_size=_PIECE):
+            yield from batch[config.text_column].cast(pa.string()).to_pylist()
         return
-    kind = "parquet" if path.suffix == ".parquet" else "json"
-    table = pa.dataset.dataset(path, format=kind)
-    check_column(str(path), table.schema.names, config)
-    for batch in table.to_batches(columns=[config.text_column], batch_size=1024):
-        yield batch[config.text_column].cast(pa.string()).to_pylist()
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            yield line if path.suffix == ".txt" else _of_json(path, number, line, config)
 
 
-def check_column(name: str, columns: Sequence[str], config: TextConfig) -> None:
-    """Raise DataError unless the text's column is one of these."""
+def _of_json(path: Path, number: int, line: str, config: TextConfig) -> str | None:
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{path}, line {number} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}, line {number} is no JSON object; give one a line")
+    _check_column(path, list(value), config)
+    text = value[config.text_column]
+    if text is not None and not isinstance(text, str):
+        raise DataError(f"{path}, line {number}: the text is {str(text)[:40]!r}, which is no text")
+    return text
+
+
+def _check_column(path: Path, columns: Sequence[str], config: TextConfig) -> None:
     if config.text_column not in columns:
         raise DataError(
-            f"{name} has no column {config.text_column!r}; its columns are {', '.join(columns)}: "
+            f"{path} has no column {config.text_column!r}; its columns are {', '.join(columns)}: "
             f"set text.text_column"
         )
 
@@ -85,19 +107,19 @@ def _split(text: str) -> list[str]:
     """At the ends of sentences; where a text has capitals, what follows begins with no small
     letter.
     """
-    has_capitals, found = text != text.lower(), [""]
+    has_capitals, found = text != text.lower(), list[list[str]]()
     for part in _SENTENCE_END.split(text):
-        if has_capitals and found[-1] and part.lstrip(_OPENING)[:1].islower():
-            found[-1] += f" {part}"
+        if has_capitals and found and part.lstrip(_OPENING)[:1].islower():
+            found[-1].append(part)
         else:
-            found.append(part)
-    return found[1:]
+            found.append([part])
+    return [" ".join(parts).strip() for parts in found]
 
 
 def is_held_out(text: str, share: float) -> bool:
     """Whether a document is to be evaluated on: a function of its text."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8]) < share * 2**64
 
 
 def packed(
@@ -106,8 +128,9 @@ def packed(
     """Rows of at most `max_length` tokens from the sentences of one document.
 
     With `after` (an encoder's separator) a row is `before`, whole sentences as long as they fit,
-    `after`; without it (a generator) `before` stands at the head of each sentence. A sentence that
-    fits no row is cut; a rest below `min_length` is dropped.
+    `after`; without it (a generator) `before` stands at the head of each sentence. A sentence is
+    cut where it is longer than a row, or follows fewer than `min_length` tokens; a rest below that
+    is dropped.
     """
     room = config.max_length - (0 if after is None else 2)
     row: list[int] = []

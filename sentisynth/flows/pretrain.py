@@ -8,7 +8,7 @@ from typing import Any
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.documents import document_files, read_documents, sentences
 from sentisynth.data.files import read_json, sha256_file, write_json
-from sentisynth.errors import DataError, ModelError
+from sentisynth.errors import ModelError
 from sentisynth.flows.cards import base_model_card
 from sentisynth.flows.console import Console
 from sentisynth.flows.session import Workplace, workplace
@@ -60,8 +60,6 @@ def _make_tokenizer(place: Workplace, config: PretrainConfig, digests: dict[str,
     def build(out: Path, log: StageLog) -> None:
         if given is not None:
             tokenizer = load_tokenizer(resolve_model(given))
-            for _ in _texts(config):  # what cannot be read is told before Ray reads it
-                pass
         else:
             tokenizer = train_tokenizer(config, partial(_texts, config))
         _check_special(config, tokenizer)
@@ -73,15 +71,8 @@ def _make_tokenizer(place: Workplace, config: PretrainConfig, digests: dict[str,
 
 
 def _texts(config: PretrainConfig) -> Iterator[str]:
-    n = 0
     for document in read_documents(config.text):
-        n += 1
         yield from sentences(document, config.text)
-    if not n:
-        raise DataError(
-            f"all documents of {config.text.source} are empty; check text.text_column (now "
-            f"{config.text.text_column!r})"
-        )
 
 
 def _check_special(config: PretrainConfig, tokenizer: Any) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from sentisynth.config.load import read_any_config
+from sentisynth.config.load import is_base_model
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.data.files import directory_aside, write_text
@@ -132,13 +132,10 @@ def workplace(
 
 def _refuse_other_kind(config: NamedConfig, directory: RunDirectory) -> None:
     """A run and a pretraining do not share a directory. Raises RunDirectoryError."""
-    file = directory.path / "config.yaml"
-    if not file.is_file():
-        return
-    with suppress(ConfigError, UnicodeDecodeError):  # damaged ones are replaced, as ever
-        found = read_any_config(directory.path)
-        if isinstance(found, PretrainConfig) != isinstance(config, PretrainConfig):
-            what = "a pretraining" if isinstance(found, PretrainConfig) else "a run"
+    with suppress(ConfigError):  # one that is absent, or damaged, is replaced as ever
+        is_base = is_base_model(directory.path)
+        if is_base != isinstance(config, PretrainConfig):
+            what = "a pretraining" if is_base else "a run"
             raise RunDirectoryError(
                 f"{directory.path} holds {what}; choose another directory with --out"
             )

@@ -79,6 +79,8 @@ def pack(config: NamedConfig, package: Path) -> dict[str, str]:
     for model in (package / source.name / "resources").glob("*/config.json"):
         if f"package:{model.parent.name}" not in named:
             shutil.rmtree(model.parent)
+    size = sum(_size(Path(str(values[section][key]))) for key in keys)
+    _check_size(size)
     digests = {}
     for key in keys:
         path = Path(str(values[section][key]))
@@ -94,13 +96,25 @@ def pack(config: NamedConfig, package: Path) -> dict[str, str]:
             values[section][key] = str(place)
     (package / RECIPE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
+    _check_size(size)
+    return digests
+
+
+def _size(path: Path) -> int:
+    """Bytes of a local file or directory."""
+    if not path.is_absolute():
+        return 0
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _check_size(size: int) -> None:
     if size > _MOST_BYTES:
         raise JobError(
             f"the package for the job has {size / 2**20:.0f} MiB, at most "
-            f"{_MOST_BYTES / 2**20:.0f} are sent; put the data on storage that the cluster reads "
-            f"and name it there"
+            f"{_MOST_BYTES / 2**20:.0f} are sent; put the data on storage that the cluster reads, "
+            f"and submit a script of jobs/ from there with `ray job submit`"
         )
-    return digests
 
 
 def check_shared(out: str) -> None:

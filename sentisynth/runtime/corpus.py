@@ -2,6 +2,7 @@
 
 import logging
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,14 @@ import pyarrow.compute as pc
 import ray.data
 
 from sentisynth.config.pretrain import PretrainConfig, TextConfig
-from sentisynth.data.documents import check_column, document_files, is_held_out, packed, sentences
+from sentisynth.data.documents import is_held_out, packed, read_documents, sentences
 from sentisynth.data.storage import here
-from sentisynth.data.text import clean
 from sentisynth.errors import DataError
 from sentisynth.models.loading import load_tokenizer
 from sentisynth.training.rows import Rows
 
 _DOCUMENTS_A_TASK = 1024
-_ROWS, _HELD_OUT, _EMPTY = "rows", "held_out", "empty"
+_TEXT, _ROWS, _HELD_OUT, _EMPTY = "text", "rows", "held_out", "empty"
 _PACKED = pa.schema(
     {_ROWS: pa.large_list(pa.large_list(pa.int32())), _HELD_OUT: pa.bool_(), _EMPTY: pa.bool_()}
 )
@@ -60,15 +60,12 @@ def pack_corpus(config: PretrainConfig, tokenizer: Path) -> tuple[Rows, Rows, di
 
 
 def _documents(config: TextConfig) -> ray.data.Dataset:
-    paths = document_files(config)
-    suffix = paths[0].suffix
-    files = [f"local://{path.resolve()}" for path in paths]  # read beside the driver
-    if suffix == ".txt":
-        return ray.data.read_text(files).rename_columns({"text": config.text_column})
-    read = ray.data.read_parquet if suffix == ".parquet" else ray.data.read_json
-    found = read(files)
-    check_column(config.source, found.schema().names, config)
-    return found.select_columns([config.text_column])
+    """Blocks of documents. They are read here: a corpus need not lie where other nodes see it, and
+    tokenizer and rows have the same documents.
+    """
+    texts = read_documents(config)
+    blocks = iter(lambda: list(islice(texts, _DOCUMENTS_A_TASK)), [])
+    return ray.data.from_arrow([pa.table({_TEXT: block}) for block in blocks])
 
 
 def _pack(documents: pa.Table, *, config: PretrainConfig, tokenizer: Path) -> pa.Table:
@@ -77,8 +74,7 @@ def _pack(documents: pa.Table, *, config: PretrainConfig, tokenizer: Path) -> pa
     before, after = pieces.cls_token_id, pieces.sep_token_id
     if config.kind == "generator":
         before, after = pieces.eos_token_id, None
-    texts = documents[config.text.text_column].cast(pa.string()).to_pylist()
-    kept = [clean(text or "", lowercase=False) for text in texts]
+    kept = documents[_TEXT].to_pylist()
     split = [sentences(text, config.text) for text in kept]
     flat = [sentence for found in split for sentence in found]
     # a text that spells a special token has none in it

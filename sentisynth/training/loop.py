@@ -126,7 +126,8 @@ def evaluations(
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
         if pulse is not None and not is_evaluated and clock - told > _PULSE_S:
-            pulse({"step": step, "total_steps": total, "train_loss": float(np.mean(recent))})
+            loss = _finite(float(np.mean(recent)), progress, config)
+            pulse({"step": step, "total_steps": total, "train_loss": loss})
             told = time.monotonic()
         if is_evaluated:
             entry = _evaluated(task, engine, progress, per_epoch, config)
@@ -200,13 +201,8 @@ def _evaluated(
     task: Task, engine: Engine, progress: Progress, per_epoch: int, config: TrainConfig
 ) -> dict[str, float]:
     """Evaluate, and note the figures."""
-    mean_loss = float(np.mean(progress.losses))
+    mean_loss = _finite(float(np.mean(progress.losses)), progress, config)
     progress.losses.clear()
-    if not math.isfinite(mean_loss):
-        raise ModelError(
-            f"the training loss is {mean_loss} at step {progress.step}; lower train.learning_rate "
-            f"(now {config.learning_rate:g}) or set train.precision=fp32"
-        )
     engine.forward.eval()
     figures = task.evaluate(engine.forward, engine.autocast)
     progress.evaluations.append(
@@ -218,6 +214,15 @@ def _evaluated(
         }
     )
     return progress.evaluations[-1]
+
+
+def _finite(loss: float, progress: Progress, config: TrainConfig) -> float:
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"the training loss is {loss} at step {progress.step}; lower train.learning_rate "
+            f"(now {config.learning_rate:g}) or set train.precision=fp32"
+        )
+    return loss
 
 
 class _Best:

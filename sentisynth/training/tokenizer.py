@@ -29,7 +29,6 @@ _SPECIAL = {
 }
 _CONTINUED = "##"
 _LONGEST_WORD = 50
-_LETTERS_SHARE = 4  # at most a quarter of the pieces are letters
 _RAREST = 1e-6  # share of a corpus; rarer characters are unknown
 
 
@@ -49,10 +48,7 @@ def train_tokenizer(config: PretrainConfig, texts: Texts) -> PreTrainedTokenizer
     tokenizer = make(config, texts)
     wanted, found = config.tokenizer.vocab_size, len(tokenizer)
     if found > wanted:
-        raise ModelError(
-            f"tokenizer.vocab_size is {wanted}; letters and special tokens alone are {found}: set "
-            f"it to more"
-        )
+        raise _too_small(config, found)
     if found < wanted:
         raise ModelError(
             f"tokenizer.vocab_size is {wanted}; the corpus supports {found} pieces that occur "
@@ -61,23 +57,37 @@ def train_tokenizer(config: PretrainConfig, texts: Texts) -> PreTrainedTokenizer
     return tokenizer
 
 
+def _too_small(config: PretrainConfig, least: int) -> ModelError:
+    return ModelError(
+        f"tokenizer.vocab_size is {config.tokenizer.vocab_size}; letters and special tokens alone "
+        f"are {least}: set it to more"
+    )
+
+
 def _word_pieces(config: PretrainConfig, texts: Texts) -> PreTrainedTokenizerBase:
     special = list(_SPECIAL.values())
-    normalizer = normalizers.BertNormalizer(lowercase=config.text.lowercase)
+    normalizer = normalizers.BertNormalizer(lowercase=config.text.lowercase, strip_accents=False)
     trainee = _word_piece_core(models.WordPiece(unk_token=_SPECIAL["unk_token"]), normalizer)
     # The trainer numbers letters as its hash map has them, in another order each time, and ties
     # between merges go by number: so the letters are chosen and numbered here, in a first pass.
-    counted: Counter[str] = Counter()
+    words = Counter[str]()
     for text in texts():
-        counted.update(normalizer.normalize_str(text))
-    rarest = _RAREST * counted.total()
-    letters = [c for c, n in counted.items() if n >= rarest and not c.isspace()]
-    letters.sort(key=lambda c: (-counted[c], c))
-    letters = sorted(letters[: config.tokenizer.vocab_size // _LETTERS_SHARE])
+        normal = normalizer.normalize_str(text)
+        words.update(word for word, _ in trainee.pre_tokenizer.pre_tokenize_str(normal))
+    counted, continued = Counter[str](), set[str]()
+    for word, n in words.items():
+        for letter in word:
+            counted[letter] += n
+        continued.update(word[1:])
+    rarest = max(_RAREST * counted.total(), config.tokenizer.min_frequency)
+    letters = sorted(c for c, n in counted.items() if n >= rarest)
+    pieces = [*letters, *(_CONTINUED + c for c in letters if c in continued)]
+    if len(special) + len(pieces) > config.tokenizer.vocab_size:
+        raise _too_small(config, len(special) + len(pieces))
     trainer = trainers.WordPieceTrainer(
         vocab_size=config.tokenizer.vocab_size,
         min_frequency=config.tokenizer.min_frequency,
-        special_tokens=[*special, *letters, *(_CONTINUED + letter for letter in letters)],
+        special_tokens=[*special, *pieces],
         limit_alphabet=len(letters),
         initial_alphabet=letters,
         show_progress=False,

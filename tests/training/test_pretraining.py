@@ -183,9 +183,7 @@ def worker(rank: int, place: Path, out: Path) -> None:
 
 
 def test_two_workers_share_batches_and_evaluations(encoder: Path, tmp_path: Path) -> None:
-    """Masks are drawn by each worker, so the curve is not that of one; the figures at the end are
-    those of the saved weights, and the first evaluation's loss is much that of one worker.
-    """
+    """Masks are drawn by each worker, so the curve is not that of one worker, but much like it."""
     out = tmp_path / "two"
     out.mkdir()
     mp.start_processes(worker, (encoder, out), nprocs=2, start_method="spawn")
@@ -200,6 +198,11 @@ def test_two_workers_share_batches_and_evaluations(encoder: Path, tmp_path: Path
 
 
 def test_activations_may_be_computed_again(encoder: Path, tmp_path: Path) -> None:
+    rows = [Rows.map(encoder / name) for name in (TRAIN, HELD_OUT)]
+    task = pretraining_task(settings(), load_tokenizer(encoder / "tokenizer"), *rows)
+    task.model.gradient_checkpointing_enable({"use_reentrant": False})
+    inner = [task.model.masked.deberta, task.model.detector.encoder]
+    assert all(part.is_gradient_checkpointing for part in inner)
     weights = []
     for again in (False, True):
         config = settings(train={"gradient_checkpointing": again})

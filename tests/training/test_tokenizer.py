@@ -9,9 +9,10 @@ from sentisynth.training.tokenizer import train_tokenizer
 from tests.conftest import reviews
 
 
-def settings(kind: str, vocab_size: int = 600) -> PretrainConfig:
-    values = {"name": "x", "kind": kind, "text": {"source": "x.txt"}}
-    return PretrainConfig.model_validate({**values, "tokenizer": {"vocab_size": vocab_size}})
+def settings(kind: str, vocab_size: int = 600, *, lowercase: bool = True) -> PretrainConfig:
+    text = {"source": "x.txt", "lowercase": lowercase}
+    values = {"name": "x", "kind": kind, "text": text, "tokenizer": {"vocab_size": vocab_size}}
+    return PretrainConfig.model_validate(values)
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +42,25 @@ def test_the_same_corpus_gives_the_same_tokenizer(kind: str, texts: list[str]) -
 
 
 def test_many_letters_are_known() -> None:
-    """A script of syllables."""
-    letters = [chr(0xAC00 + i) for i in range(400)]
-    texts = ["".join(letters[i % 400] for i in range(n, n + 8)) for n in range(900)]
-    tokenizer = train_tokenizer(settings("encoder", 600), lambda: texts)
-    ids = [token for row in tokenizer(texts)["input_ids"] for token in row]
-    assert ids.count(tokenizer.unk_token_id) < 0.01 * len(ids)
+    """A script whose letters are words of their own, and one whose letters are not."""
+    for first, size in ((0x4E00, 405), (0xAC00, 1700)):
+        letters = [chr(first + i) for i in range(400)]
+        texts = ["".join(letters[i % 400] for i in range(n, n + 8)) for n in range(900)]
+        config = settings("encoder", size, lowercase=False)
+        tokenizer = train_tokenizer(config, lambda texts=texts: texts)
+        ids = [token for row in tokenizer(texts)["input_ids"] for token in row]
+        assert tokenizer.unk_token_id not in ids
 
 
-def test_a_vocabulary_smaller_than_the_bytes_is_a_sentence(texts: list[str]) -> None:
+def test_letters_continue_words_where_they_do_and_nowhere_else(texts: list[str]) -> None:
+    pieces = train_tokenizer(settings("encoder"), lambda: texts).get_vocab()
+    assert "##e" in pieces and "." in pieces and "##." not in pieces
+
+
+@pytest.mark.parametrize("kind", ["encoder", "generator"])
+def test_a_vocabulary_smaller_than_the_letters_is_a_sentence(kind: str, texts: list[str]) -> None:
     with pytest.raises(ModelError, match="vocab_size is 64; letters and special tokens alone are"):
-        train_tokenizer(settings("generator", 64), lambda: texts)
+        train_tokenizer(settings(kind, 64), lambda: texts)
 
 
 def test_an_encoder_reads_marks_that_stand_apart_and_marks_that_do_not_alike(
