@@ -38,13 +38,7 @@ TINY = [
     "synthesis.unit_size=32",
     "synthesis.sampling.max_new_tokens=24",
 ]
-POOLS = [
-    f"synthesis.{pool}.{key}={value}"
-    for pool in ("generate_pool", "verify_pool")
-    for key, value in {"min_actors": 2, "max_actors": 2, "cpus": 0.5}.items()
-]
 SHARES = {"worker": 0.70, "raylet": 0.12, "driver": 0.10, "before rename": 0.08}
-NODES = 3
 _NOT_WORKERS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")  # without its agents a raylet ends
 _STUCK_S = 180
 
@@ -132,10 +126,19 @@ class Driver:
         return Path(self._log.name).read_text()[-3000:]
 
 
-def torment(recipe: list[str], work: Path, run: Path, kills: int, seed: int) -> Found:
+def pools(actors: int) -> list[str]:
+    """So many generators and teachers."""
+    return [
+        f"synthesis.{pool}.{key}={value}"
+        for pool in ("generate_pool", "verify_pool")
+        for key, value in {"min_actors": actors, "max_actors": actors, "cpus": 0.5}.items()
+    ]
+
+
+def torment(recipe: list[str], work: Path, run: Path, kills: int, seed: int, n_nodes: int) -> Found:
     """Run, kill, restart and compare until there were `kills` kills. `run` has trained models."""
     choose, found = random.Random(seed), Found()
-    nodes = Nodes(NODES)
+    nodes = Nodes(n_nodes)
     try:
         calm = _copy(run, work / "calm")
         driver = Driver(recipe, calm, work / "trace-calm", nodes.address)
@@ -329,6 +332,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n-per-class", type=int, default=400)
+    parser.add_argument("--actors", type=int, default=2, help="of generation, and of verification")
+    parser.add_argument("--nodes", type=int, default=3, help="beside the head")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--run", type=Path, help="a run with models trained on these settings")
     parser.add_argument("overrides", nargs="*", default=TINY, metavar="key=value")
@@ -341,8 +346,9 @@ def main() -> None:
         if arguments.run is None:
             say("training the tiny models")
             train(recipe, run)
-        recipe += [*POOLS, f"synthesis.n_per_class={arguments.n_per_class}"]
-        found = torment(recipe, work, run, arguments.kills, arguments.seed)
+        recipe += [*pools(arguments.actors), f"synthesis.n_per_class={arguments.n_per_class}"]
+        kills, seed = arguments.kills, arguments.seed
+        found = torment(recipe, work, run, kills, seed, arguments.nodes)
     figures = report(found, time.monotonic() - started)
     for name, value in figures.items():
         print(f"{name:54} {value}")

@@ -83,6 +83,7 @@ def test_nothing_is_lost_or_made_twice_when_ten_things_are_killed(
     """A small `benchmarks/chaos.py`; in a process of its own, since it has a cluster of its own."""
     json_file = tmp_path / "chaos.json"
     options = ["--kills", "10", "--n-per-class", "60", "--seed", "3"]
+    options += ["--actors", "1", "--nodes", "2"]
     options += ["--run", str(models), "--json", str(json_file), *quick_overrides]
     done = subprocess.run(
         [sys.executable, "benchmarks/chaos.py", *options],

@@ -65,7 +65,7 @@ def dying(
     teach(config, corpus, out, work, report)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("torch", marks=pytest.mark.chaos), "deepspeed"])
+@pytest.mark.parametrize("engine", ["torch", pytest.param("deepspeed", marks=pytest.mark.chaos)])
 def test_a_killed_worker_changes_nothing(
     corpus: Path, tiny_bert: Path, tmp_path: Path, ray_session: None, engine: str
 ) -> None:
