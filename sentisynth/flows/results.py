@@ -1,11 +1,13 @@
 """The table at the end of a run, and the page that goes with it."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from sentisynth.config.load import is_base_model
 from sentisynth.data.files import read_json, write_text
 from sentisynth.data.run_directory import RunDirectory
-from sentisynth.errors import RunDirectoryError
+from sentisynth.errors import ConfigError, RunDirectoryError
 from sentisynth.evaluation.report import render_report
 from sentisynth.evaluation.sentences import gain_sentence, synthesis_sentence
 from sentisynth.flows.session import Session
@@ -45,6 +47,12 @@ def rewrite_report(path: Path) -> Path:
     directory = RunDirectory(path)
     directory.pull()
     metrics = directory.path / "metrics.json"
+    with suppress(ConfigError):  # a directory that is no run's has no metrics.json either
+        if is_base_model(directory.path):
+            raise RunDirectoryError(
+                f"{path} is of a pretraining, which has no report; its figures are in "
+                f"model/metrics.json, in the model's card and in MLflow"
+            )
     if not metrics.is_file():
         raise RunDirectoryError(
             f"there is no {path / 'metrics.json'}; run `sentisynth evaluate` first"

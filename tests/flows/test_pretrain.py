@@ -74,6 +74,8 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
     assert "masked.mask_rate was 0.15, is now 0.3" in capsys.readouterr().err
     assert main(["run", "quickstart", "--out", str(tmp_path / "run")]) == 2
     assert "holds a pretraining; choose another directory" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "run")]) == 2
+    assert "is of a pretraining, which has no report" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
