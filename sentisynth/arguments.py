@@ -101,6 +101,20 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--gpus", type=int, help="GPUs of a cluster that is not at hand")
     plan.add_argument("--gpu-memory", type=float, help="GiB of each of them (default 80)")
     plan.set_defaults(command="plan")
+    _add_sweep(commands)
+    _add_pretrain(commands)
+    commands.add_parser("submit", help=_SUBMIT)
+    for name, text in (
+        ("check", "verify checksums, ledger and splits of a run"),
+        ("report", "write DIR/report.html anew from DIR"),
+    ):
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("directory", metavar="DIR", help="a run directory, a path or a URI")
+        sub.set_defaults(command=name)
+    return parser
+
+
+def _add_sweep(commands: Any) -> None:
     sweep = _recipe_command(
         commands, "sweep", "many students from one pool, on Ray Tune: α×β, τ, T, size, arms"
     )
@@ -112,6 +126,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--progress", choices=("line", "json"), default="line")
     sweep.set_defaults(command="sweep")
+
+
+def _add_pretrain(commands: Any) -> None:
     pretrain = commands.add_parser("pretrain", help=_PRETRAIN, description=_PRETRAIN)
     made = get_args(Kind)
     pretrain.add_argument("kind", metavar="KIND", choices=made, help=", ".join(made))
@@ -121,15 +138,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--progress", choices=("line", "json"), default="line")
     pretrain.set_defaults(command="pretrain")
-    commands.add_parser("submit", help=_SUBMIT)
-    for name, text in (
-        ("check", "verify checksums, ledger and splits of a run"),
-        ("report", "write DIR/report.html anew from DIR"),
-    ):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("directory", metavar="DIR", help="a run directory, a path or a URI")
-        sub.set_defaults(command=name)
-    return parser
 
 
 def _recipe_command(commands: Any, name: str, text: str) -> argparse.ArgumentParser:

@@ -5,7 +5,6 @@ from typing import Any
 
 import yaml
 
-from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import read_json
 from sentisynth.evaluation.evaluate import REAL_SPLITS, predictions
@@ -75,98 +74,6 @@ def model_card(config: RunConfig, name: str, directory: Path) -> str:
         auto_class="AutoModelForCausalLM" if is_generator else "AutoModelForSequenceClassification",
         config=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
     )
-
-
-_BASE_CARD = """\
----
-library_name: transformers
-pipeline_tag: {task}
-tags: [sentisynth, {kind}]
----
-# {name}
-
-{what}
-
-| | |
-| --- | --- |
-{table}
-
-## Make it again
-
-    sentisynth pretrain {kind} RECIPE.yaml
-
-with the configuration below as `RECIPE.yaml`.
-
-```yaml
-{config}```
-"""
-_BASE_TASKS = {
-    "replaced": (
-        "feature-extraction",
-        "A DeBERTa-v2 encoder that learned to tell which tokens of a text were replaced (ELECTRA) "
-        "by a masked language model trained beside it, {optimizer}. For fine-tuning as a "
-        "classifier.",
-    ),
-    "masked": ("fill-mask", "A DeBERTa-v2 that fills masked tokens."),
-    "causal": (
-        "text-generation",
-        "A GPT-2 that continues texts. For fine-tuning as a class-conditional generator.",
-    ),
-}
-
-
-def base_model_card(config: PretrainConfig, directory: Path) -> str:
-    """The card of a model made by `sentisynth pretrain`."""
-    figures = read_json(directory / "metrics.json")
-    train, text = config.train, config.text
-    shape = config.masked.shape if config.chosen_objective == "masked" else config.shape
-    task, what = _BASE_TASKS[config.chosen_objective]
-    rows = [
-        ("corpus", f"`{Path(text.source).name}`: {figures['corpus_tokens']:,} tokens"),
-        ("tokens seen", f"{figures['tokens_seen']:,}"),
-        ("size", f"{shape.layers} layers of {shape.width}, {figures['parameters']:,} parameters"),
-        (
-            "training",
-            f"{figures['steps']:,} steps of {train.batch_size} rows of at most {text.max_length} "
-            f"tokens, AdamW (0.9, {train.adam_beta2:g}), peak rate {train.learning_rate:g}, "
-            f"{train.schedule}, {train.precision}",
-        ),
-        ("time", f"{figures['seconds'] / 3600:.2f} hours on {figures['hardware']}"),
-        *(
-            (name.replace("_", " "), f"{figures[name]:.4g}")
-            for name in _BASE_FIGURES
-            if name in figures
-        ),
-        ("seed", str(config.seed)),
-    ]
-    return _BASE_CARD.format(
-        task=task,
-        kind=config.kind,
-        name=config.name,
-        what=what.format(optimizer=config.optimizer),
-        table="\n".join(f"| {key} | {value} |" for key, value in rows),
-        config=yaml.safe_dump(_portable(config), sort_keys=False),
-    )
-
-
-def _portable(config: PretrainConfig) -> dict[str, Any]:
-    """The recipe without this machine's folders, and without where it was run."""
-    values = config.model_dump(mode="json", exclude={"tracking", "cluster"})
-    for section, key in (("text", "source"), ("tokenizer", "model"), ("masked", "judge")):
-        reference = values[section][key]
-        if reference is not None and Path(reference).is_absolute():
-            values[section][key] = Path(reference).name
-    return values
-
-
-_BASE_FIGURES = (
-    "masked_loss",
-    "detection_loss",
-    "detection_f1",
-    "judged_detection_f1",
-    "validation_loss",
-    "perplexity",
-)
 
 
 def _what(config: RunConfig, name: str) -> str:

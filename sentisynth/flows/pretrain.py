@@ -9,7 +9,7 @@ from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.documents import document_files, read_documents, sentences
 from sentisynth.data.files import read_json, sha256_file, write_json
 from sentisynth.errors import ModelError
-from sentisynth.flows.cards import base_model_card
+from sentisynth.flows.base_cards import base_model_card
 from sentisynth.flows.console import Console
 from sentisynth.flows.session import Workplace, workplace
 from sentisynth.flows.training import train_on_ray

@@ -7,7 +7,7 @@ B rows, S tokens, M masked positions of a batch, V pieces of the vocabulary, E w
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -106,6 +106,18 @@ def for_fine_tuning(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+class MaskedBatch(NamedTuple):
+    """A batch, and what is to be masked in it; each (B, S)."""
+
+    ids_BS: torch.Tensor  # noqa: N815
+    mask_BS: torch.Tensor  # noqa: N815
+    """int64: what is no padding."""
+    counted_BS: torch.Tensor  # noqa: N815
+    """bool: what is learned from; of fillers nothing."""
+    chosen_BS: torch.Tensor  # noqa: N815
+    """bool: what is masked, of what counts."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Replacements:
     """What G made of a batch."""
@@ -132,18 +144,13 @@ def chosen_positions(
     return (order_BS < n_B[:, None]) & inside_BS
 
 
-def replacements(
-    masked: Any,
-    ids_BS: torch.Tensor,
-    mask_BS: torch.Tensor,
-    chosen_BS: torch.Tensor,
-    mask_id: int,
-) -> Replacements:
+def replacements(masked: Any, batch: MaskedBatch, mask_id: int) -> Replacements:
     """Mask the chosen positions, let G fill them, and sample its tokens (no gradient flows
     through the samples). The head sees the chosen positions alone.
     """
+    ids_BS, chosen_BS = batch.ids_BS, batch.chosen_BS
     hidden_BSE = masked.deberta(
-        input_ids=ids_BS.masked_fill(chosen_BS, mask_id), attention_mask=mask_BS
+        input_ids=ids_BS.masked_fill(chosen_BS, mask_id), attention_mask=batch.mask_BS
     ).last_hidden_state
     logits_MV = masked.cls(hidden_BSE[chosen_BS]).float()
     own_M = ids_BS[chosen_BS]
@@ -202,16 +209,9 @@ class MaskedModel(_TrainedModel):
         self.masked = masked
         self._mask_id, self._rate = mask_id, config.masked.mask_rate
 
-    def forward(
-        self,
-        ids_BS: torch.Tensor,
-        mask_BS: torch.Tensor,
-        counted_BS: torch.Tensor,
-        chosen_BS: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(self, batch: MaskedBatch) -> torch.Tensor:
         """(1 / rate) Σ nll over masked positions, a scalar."""
-        del counted_BS  # what does not count is not masked
-        made = replacements(self.masked, ids_BS, mask_BS, chosen_BS, self._mask_id)
+        made = replacements(self.masked, batch, self._mask_id)
         return made.nll / self._rate
 
 
@@ -240,22 +240,16 @@ class ReplacedTokenModel(_TrainedModel):
             own = config.masked.learning_rate / config.train.learning_rate
             self.rate_factors = {"masked.": own, "detector.": 1.0}
 
-    def forward(
-        self,
-        ids_BS: torch.Tensor,
-        mask_BS: torch.Tensor,
-        counted_BS: torch.Tensor,
-        chosen_BS: torch.Tensor,
-    ) -> torch.Tensor:
+    def forward(self, batch: MaskedBatch) -> torch.Tensor:
         """(1 / rate) Σ nll over masked positions + λ Σ bce over tokens that count, a scalar.
 
         Divided by the number of tokens it is L_G + λ L_D, where L_G is a mean over rate times all
         tokens: special ones are never masked, so that is up to a tenth below the mean over the
         masked ones.
         """
-        made = replacements(self.masked, ids_BS, mask_BS, chosen_BS, self._mask_id)
-        logits_BS = self.detector(made.ids_BS, mask_BS)
+        made = replacements(self.masked, batch, self._mask_id)
+        logits_BS = self.detector(made.ids_BS, batch.mask_BS)
         bce_BS = F.binary_cross_entropy_with_logits(
             logits_BS, made.replaced_BS.float(), reduction="none"
         )
-        return made.nll / self._rate + self._coupling * (bce_BS * counted_BS).sum()
+        return made.nll / self._rate + self._coupling * (bce_BS * batch.counted_BS).sum()

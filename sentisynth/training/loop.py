@@ -108,7 +108,8 @@ def evaluations(
     rate = _rate(config, total)
     engine = _started(task, config, progress, work, rank, world_size)
     best = _Best(config.metric or task.metric, progress)
-    saved = told = clock = time.monotonic()
+    saved = clock = time.monotonic()
+    heart = _Pulse(pulse)
     losses: list[torch.Tensor] = []
     batches = endless_batches(task.rows.lengths, config.batch_size, derive_seed(seed, "order"))
     for step, batch in enumerate(islice(batches, progress.step, total), progress.step + 1):
@@ -125,10 +126,7 @@ def evaluations(
         losses.clear()
         progress.seconds += time.monotonic() - clock
         clock = time.monotonic()
-        if pulse is not None and not is_evaluated and clock - told > _PULSE_S:
-            loss = _finite(float(np.mean(recent)), progress, config)
-            pulse({"step": step, "total_steps": total, "train_loss": loss})
-            told = time.monotonic()
+        heart.beat(recent, progress, total, config, is_evaluated)
         if is_evaluated:
             entry = _evaluated(task, engine, progress, per_epoch, config)
             best.offer(entry[best.metric], engine)
@@ -145,7 +143,7 @@ def evaluations(
                 if not is_due and world_size == 1:
                     _save(work, progress, engine, best, rank)
                 raise
-            clock = told = time.monotonic()  # what is done with the figures is no training
+            clock = time.monotonic()  # what is done with the figures is no training
         if progress.is_finished:
             break
     if dist.is_initialized():
@@ -214,6 +212,30 @@ def _evaluated(
         }
     )
     return progress.evaluations[-1]
+
+
+class _Pulse:
+    """Tells the training loss between evaluations that are far apart."""
+
+    def __init__(self, report: Report | None) -> None:
+        self._report, self._told = report, time.monotonic()
+
+    def beat(
+        self,
+        losses: list[float],
+        progress: Progress,
+        total: int,
+        config: TrainConfig,
+        is_evaluated: bool,
+    ) -> None:
+        """The mean of these losses, unless something was told a moment ago or is told now."""
+        is_due = time.monotonic() - self._told > _PULSE_S
+        if self._report is None or not (is_due or is_evaluated):
+            return
+        if not is_evaluated:
+            loss = _finite(float(np.mean(losses)), progress, config)
+            self._report({"step": progress.step, "total_steps": total, "train_loss": loss})
+        self._told = time.monotonic()
 
 
 def _finite(loss: float, progress: Progress, config: TrainConfig) -> float:

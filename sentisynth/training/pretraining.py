@@ -27,6 +27,7 @@ from sentisynth.models.loading import (
     save_model,
 )
 from sentisynth.models.pretraining import (
+    MaskedBatch,
     MaskedModel,
     ReplacedTokenModel,
     chosen_positions,
@@ -74,7 +75,7 @@ class TokenTask:
         return float(self.rows.lengths[rows[rows >= 0]].sum())
 
     def loss(self, forward: nn.Module, rows: np.ndarray) -> torch.Tensor:
-        found: torch.Tensor = forward(*self._masked(self.rows, rows, self._mask_rate))
+        found: torch.Tensor = forward(self._masked(self.rows, rows, self._mask_rate))
         return found
 
     @torch.no_grad()
@@ -114,23 +115,23 @@ class TokenTask:
             if masked is None:
                 continue
             seed_all(derive_seed(_EVALUATION_SEED, i, int(batch[0])))
-            ids_BS, mask_BS, counted_BS, chosen_BS = self._masked(self._held_out, batch, rate)
-            made = replacements(masked, ids_BS, mask_BS, chosen_BS, self._mask_id)
-            rows[i, :2] = torch.stack([made.nll.double(), chosen_BS.double().sum()]).cpu()
+            inputs = self._masked(self._held_out, batch, rate)
+            made = replacements(masked, inputs, self._mask_id)
+            rows[i, :2] = torch.stack([made.nll.double(), inputs.chosen_BS.double().sum()]).cpu()
             if isinstance(self.model, ReplacedTokenModel):
-                logits_BS = self.model.detector(made.ids_BS, mask_BS)
-                rows[i, 2:] = torch.stack(_hits(logits_BS, made.replaced_BS, counted_BS)).cpu()
+                logits_BS = self.model.detector(made.ids_BS, inputs.mask_BS)
+                hits = _hits(logits_BS, made.replaced_BS, inputs.counted_BS)
+                rows[i, 2:] = torch.stack(hits).cpu()
         return rows
 
-    def _masked(self, rows: Rows, batch: np.ndarray, rate: float) -> tuple[torch.Tensor, ...]:
-        """Ids, attention mask, what counts, and the positions to be masked, each (B, S)."""
+    def _masked(self, rows: Rows, batch: np.ndarray, rate: float) -> MaskedBatch:
         ids_BS, mask_BS = rows.padded(batch, self._pad_id)
         chosen_BS = chosen_positions(
             mask_BS.sum(dim=1), ids_BS.shape[1], rate, torch.rand(ids_BS.shape)
         )
         counted_BS = mask_BS.bool() & torch.from_numpy(batch >= 0)[:, None]
         parts = (ids_BS, mask_BS, counted_BS, chosen_BS & counted_BS)
-        return tuple(part.to(self.model.device) for part in parts)
+        return MaskedBatch(*(part.to(self.model.device) for part in parts))
 
 
 def _hits(

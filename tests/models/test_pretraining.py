@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.models.pretraining import (
+    MaskedBatch,
     ReplacedTokenModel,
     chosen_positions,
     fresh_encoder,
@@ -78,7 +79,9 @@ def test_replacements_are_drawn_from_the_masked_model() -> None:
     at = chosen(mask)
     logits = masked(input_ids=ids.masked_fill(at, MASK), attention_mask=mask).logits
     wanted = F.cross_entropy(logits[at], ids[at], reduction="sum")
-    drawn = [replacements(masked, ids, mask, at, MASK) for _ in range(600)]
+    drawn = [
+        replacements(masked, MaskedBatch(ids, mask, mask.bool(), at), MASK) for _ in range(600)
+    ]
     torch.testing.assert_close(drawn[0].nll, wanted, atol=1e-3, rtol=1e-4)
     for made in drawn:
         assert made.ids_BS[~at].equal(ids[~at])
@@ -98,14 +101,14 @@ def test_decoupled_parts_learn_apart() -> None:
     own = both.masked.get_input_embeddings().weight
     assert own is not both.detector.encoder.get_input_embeddings().weight
     ids, mask = batch()
-    inputs = (ids, mask, mask.bool(), chosen(mask))
+    inputs = MaskedBatch(ids, mask, mask.bool(), chosen(mask))
     torch.manual_seed(1)
-    both(*inputs).backward()
+    both(inputs).backward()
     alone = own.grad.clone()
     both.zero_grad()
     both._coupling = 50.0
     torch.manual_seed(1)
-    both(*inputs).backward()
+    both(inputs).backward()
     assert own.grad.equal(alone)
     engine = TorchEngine(both, config.train, 0, 1)  # type: ignore[arg-type]
     for weights in (p for _, part in parts_of(both) for p in part):
@@ -122,13 +125,13 @@ def test_coupled_parts_share_embeddings_and_one_rate() -> None:
     assert both.detector.encoder.get_input_embeddings().weight is shared
     assert [factor for factor, _ in parts_of(both)] == [1.0]
     ids, mask = batch()
-    inputs = (ids, mask, mask.bool(), chosen(mask))
+    inputs = MaskedBatch(ids, mask, mask.bool(), chosen(mask))
     grads = []
     for coupling in (1.0, 50.0):
         both._coupling = coupling
         both.zero_grad()
         torch.manual_seed(1)
-        both(*inputs).backward()
+        both(inputs).backward()
         grads.append(shared.grad.clone())
     assert not grads[0].equal(grads[1])
 
@@ -140,9 +143,10 @@ def test_the_loss_weighs_masked_positions_by_their_share() -> None:
     mask = torch.ones_like(ids)
     at = chosen(mask, 0.2)
     torch.manual_seed(3)
-    loss = both(ids, mask, mask.bool(), at)
+    inputs = MaskedBatch(ids, mask, mask.bool(), at)
+    loss = both(inputs)
     torch.manual_seed(3)
-    made = replacements(both.masked, ids, mask, at, MASK)
+    made = replacements(both.masked, inputs, MASK)
     logits = both.detector(made.ids_BS, mask)
     bce = F.binary_cross_entropy_with_logits(logits, made.replaced_BS.float())
     n_masked, n_tokens = 8, 48
