@@ -97,12 +97,16 @@ def table(found: dict[str, list[dict[str, float]]]) -> str:
     for name, runs in found.items():
         cells = []
         for split in ("validation", "test"):
-            values = [100 * run[split] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+            cells.append(mean_and_spread([100 * run[split] for run in runs], 1))
         each = ", ".join(f"{100 * run['test']:.1f}" for run in runs)
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {each} |")
     return "\n".join(lines)
+
+
+def mean_and_spread(values: list[float], digits: int) -> str:
+    """Mean ± standard deviation; of one value, that alone."""
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -13,13 +13,12 @@ that of both (coupled). What is in DIR already is not trained again.
 import argparse
 import itertools
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
 
 from environment import environment
-from fine_tuning import fine_tuned
+from fine_tuning import fine_tuned, mean_and_spread
 
 from sentisynth.config.load import load_config, load_pretrain_config
 from sentisynth.data.files import directory_aside, read_json, write_json
@@ -109,9 +108,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> str:
         cells = []
         for key, scale in zip(FIGURES, (1, 1, 100), strict=True):
             values = [scale * run[key] for run in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            digits = 1 if scale == 100 else 3
-            cells.append(f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}")
+            cells.append(mean_and_spread(values, 1 if scale == 100 else 3))
         kind, layers, rate = name.split("-", 2)
         lines.append(f"| {kind} | {layers} | {rate} | {' | '.join(cells)} |")
     return "\n".join(lines)
