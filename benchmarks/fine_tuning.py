@@ -95,9 +95,10 @@ def untrained(model: str, seed: int, out: Path) -> str:
 def table(found: dict[str, list[dict[str, float]]]) -> str:
     lines = ["| start | validation | test | each seed, test |", "| --- | --- | --- | --- |"]
     for name, runs in found.items():
-        cells = []
-        for split in ("validation", "test"):
-            cells.append(mean_and_spread([100 * run[split] for run in runs], 1))
+        cells = [
+            mean_and_spread([100 * run[split] for run in runs], 1)
+            for split in ("validation", "test")
+        ]
         each = ", ".join(f"{100 * run['test']:.1f}" for run in runs)
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {each} |")
     return "\n".join(lines)
