@@ -84,7 +84,12 @@ def trained(arguments: argparse.Namespace, name: str, overrides: list[str]) -> P
     work.mkdir(parents=True, exist_ok=True)
     with directory_aside(final) as out:
         pretrain(
-            config, arguments.run / "tokenizer", arguments.run / "rows", out, work, lambda _: None
+            config,
+            arguments.run / "tokenizer",
+            arguments.run / "rows",
+            out=out,
+            work=work,
+            report=lambda _: None,
         )
     return final
 

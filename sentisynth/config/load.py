@@ -29,6 +29,7 @@ _REFERENCES = {
     "text": ("source",),
     "tokenizer": ("model",),
     "masked": ("judge",),
+    "start": ("model",),
 }
 _NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
 _SERVERS = ("http://", "https://", "databricks", "postgresql", "mysql", "mssql")

@@ -78,6 +78,19 @@ class MaskedConfig(Config):
     different masked models compare no other way."""
 
 
+class StartConfig(Config):
+    """The encoder's start: the encoder itself, trained as a masked language model first. From
+    random weights a small one may never detect more than how many tokens are replaced (Clark et
+    al., ELECTRA, ICLR 2020, section 3.3, where D starts from a trained G).
+    """
+
+    steps: PositiveInt = 4000
+    mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    model: str | None = None
+    """A masked model of the encoder's shape and tokenizer, taken in place of one trained here."""
+
+
 _WITHOUT_MEANING = ("epochs", "metric", "early_stopping", "zero_stage", "deepspeed", "offload")
 
 
@@ -121,6 +134,8 @@ class PretrainConfig(NamedConfig):
     objective: Literal["replaced", "masked", "causal"] | None = None
     """Null: `replaced` for an encoder, `causal` for a generator. `masked` trains the masked model
     of an encoder alone, for others to be judged by."""
+    start: StartConfig | None = None
+    """What an encoder that detects begins with; null: random weights."""
     optimizer: Literal["decoupled", "coupled"] = "decoupled"
     """decoupled: an optimiser each for the masked model and the encoder, embeddings apart;
     coupled: ELECTRA's L_G + λ L_D with one optimiser and one table of embeddings."""
@@ -138,6 +153,11 @@ class PretrainConfig(NamedConfig):
             raise ValueError(
                 f"objective is {self.objective!r}; of kind {self.kind!r} it must be "
                 f"{' or '.join(allowed)}"
+            )
+        if self.start is not None and self.chosen_objective != "replaced":
+            raise ValueError(
+                f"start has no meaning with objective={self.chosen_objective}; leave it out "
+                f"(start=null)"
             )
         if self.text.max_length > self.positions:
             raise ValueError(
@@ -157,3 +177,20 @@ class PretrainConfig(NamedConfig):
         if self.objective is not None:
             return self.objective
         return "replaced" if self.kind == "encoder" else "causal"
+
+    @property
+    def first(self) -> "PretrainConfig | None":
+        """The training of a masked model that the encoder starts from; None if there is none."""
+        if self.start is None or self.start.model is not None:
+            return None
+        changes = {"shape": self.shape, "mask_rate": self.start.mask_rate, "judge": None}
+        rates = {"steps": self.start.steps, "learning_rate": self.start.learning_rate}
+        return self.model_copy(
+            update={
+                "objective": "masked",
+                "start": None,
+                "weights": "fp32",
+                "masked": self.masked.model_copy(update=changes),
+                "train": self.train.model_copy(update=rates),
+            }
+        )

@@ -60,8 +60,19 @@ def base_model_card(config: PretrainConfig, directory: Path) -> str:
     train, text = config.train, config.text
     shape = config.masked.shape if config.chosen_objective == "masked" else config.shape
     task, what = _TASKS[config.chosen_objective]
+    begun = []
+    if "start_seconds" in figures and config.start is not None:
+        begun = [
+            (
+                "start",
+                f"as a masked language model ({config.start.mask_rate:.0%} masked): "
+                f"{figures['start_tokens_seen']:,} tokens, "
+                f"{figures['start_seconds'] / 3600:.2f} hours",
+            )
+        ]
     rows = [
         ("corpus", f"`{Path(text.source).name}`: {figures['corpus_tokens']:,} tokens"),
+        *begun,
         ("tokens seen", f"{figures['tokens_seen']:,}"),
         ("size", f"{shape.layers} layers of {shape.width}, {figures['parameters']:,} parameters"),
         (
@@ -87,8 +98,9 @@ def base_model_card(config: PretrainConfig, directory: Path) -> str:
 def _portable(config: PretrainConfig) -> dict[str, Any]:
     """The recipe without this machine's folders, and without where it was run."""
     values = config.model_dump(mode="json", exclude={"tracking", "cluster"})
-    for section, key in (("text", "source"), ("tokenizer", "model"), ("masked", "judge")):
-        reference = values[section][key]
+    references = ("text", "source"), ("tokenizer", "model"), ("masked", "judge"), ("start", "model")
+    for section, key in references:
+        reference = (values[section] or {}).get(key)
         if reference is not None and Path(reference).is_absolute():
             values[section][key] = Path(reference).name
     return values

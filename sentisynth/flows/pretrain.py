@@ -17,7 +17,13 @@ from sentisynth.models.loading import load_tokenizer, model_digest, resolve_mode
 from sentisynth.runtime.corpus import check_rows, pack_corpus
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.seeding import fingerprint
-from sentisynth.training.pretraining import HELD_OUT, TRAIN, check_judge, pretrain
+from sentisynth.training.pretraining import (
+    HELD_OUT,
+    TRAIN,
+    check_masked_model,
+    check_start,
+    pretrain,
+)
 from sentisynth.training.tokenizer import train_tokenizer
 
 _CODE_VERSION = 1  # raise it when the same parts would give other bytes
@@ -36,11 +42,17 @@ def run_pretrain(
     if config.tokenizer.model is not None:
         resolve_model(config.tokenizer.model)
     if config.masked.judge is not None:
-        check_judge(resolve_model(config.masked.judge))
+        check_masked_model(resolve_model(config.masked.judge), "masked.judge")
+    if config.start is not None and config.start.model is not None:
+        check_start(resolve_model(config.start.model), config)
     with workplace(config, out, console, overwrite=overwrite) as place:
         _make_tokenizer(place, config, digests)
         _pack(place, config, digests)
-        _train(place, config)
+        inputs = ["tokenizer", "rows"]
+        if config.first is not None:
+            _train(place, config.first, "start", 3, inputs)
+            inputs.append("start")
+        _train(place, config, "model", 3 if config.first is None else 4, inputs)
         _show(place, config)
 
 
@@ -126,31 +138,41 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
     )
 
 
-def _train(place: Workplace, config: PretrainConfig) -> None:
+def _train(
+    place: Workplace, config: PretrainConfig, name: str, number: int, inputs: list[str]
+) -> None:
     values = config.model_dump(mode="json", exclude={"train": _OF_PLACEMENT})
     for key in ("name", "description", "tracking", "cluster", "text", "tokenizer"):
         del values[key]
     if config.masked.judge is not None:
         values["masked"]["judge"] = model_digest(resolve_model(config.masked.judge))
+    if config.start is not None and config.start.model is not None:
+        values["start"] = {"model": model_digest(resolve_model(config.start.model))}
+    elif config.start is not None:
+        values["start"] = fingerprint(place.directory.read_stamp("start"))
+    objective, shape = config.chosen_objective, config.shape
+    if objective == "masked":
+        shape = config.masked.shape
+        for key in ("shape", "optimizer", "coupling"):  # of an encoder that detects
+            del values[key]
     parts = {
         "code": _CODE_VERSION,
         "rows": fingerprint(place.directory.read_stamp("rows")),
         **values,
     }
-    shape = config.masked.shape if config.chosen_objective == "masked" else config.shape
     what = {
         "replaced": f"encoder, {config.optimizer}",
         "masked": "masked language model",
         "causal": "causal language model",
-    }[config.chosen_objective]
+    }[objective]
     train_on_ray(
         place,
-        "model",
-        f"3  {what}: {shape.layers} layers of {shape.width}",
+        name,
+        f"{number}  {what}: {shape.layers} layers of {shape.width}",
         parts,
         config.train,
         partial(pretrain, config),
-        ["tokenizer", "rows"],
+        inputs,
         partial(base_model_card, config),
     )
 

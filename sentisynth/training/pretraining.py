@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
 
 from sentisynth.config.pretrain import PretrainConfig
-from sentisynth.data.files import write_json
+from sentisynth.data.files import read_json, write_json
 from sentisynth.errors import ModelError
 from sentisynth.models.devices import hardware
 from sentisynth.models.loading import (
@@ -154,14 +154,26 @@ def _detection(sums: torch.Tensor, prefix: str) -> dict[str, float]:
 
 
 def pretrain(
-    config: PretrainConfig, tokenizer: Path, rows: Path, out: Path, work: Path, report: Report
+    config: PretrainConfig,
+    tokenizer: Path,
+    rows: Path,
+    start: Path | None = None,
+    *,
+    out: Path,
+    work: Path,
+    report: Report,
 ) -> None:
     """Train the base model on packed rows; the first worker writes a `save_pretrained` directory
-    with metrics.json, and what proposed replacements beside it, in `masked`.
+    with metrics.json, and what proposed replacements beside it, in `masked`. An encoder begins
+    with the weights of `start`, a masked model, if there is one.
     """
     train, pieces = config.train, load_tokenizer(tokenizer)
     shown, held_out = Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT)
+    if start is None and config.start is not None and config.start.model is not None:
+        start = resolve_model(config.start.model)
     task = pretraining_task(config, pieces, shown, held_out)
+    if start is not None:
+        start_from(task.model, start, config, pieces)
     seed = seed_of(config)
     progress = fit(task, train, seed, report, work, total_steps=train.steps)
     if not is_first_worker():
@@ -187,6 +199,9 @@ def pretrain(
         "hardware": hardware(),
         **figures_of(progress),
     }
+    if start is not None and (start / "metrics.json").is_file():
+        before = read_json(start / "metrics.json")
+        figures |= {f"start_{key}": before[key] for key in ("tokens_seen", "seconds")}
     write_json(out / "metrics.json", {**figures, **history(progress, train)})
 
 
@@ -198,7 +213,10 @@ def pretraining_task(
     model = _LOADERS[config.chosen_objective](config, tokenizer)
     if config.chosen_objective == "causal":
         return LanguageModelTask(model, tokenizer, shown, held_out)
-    judge = None if config.masked.judge is None else load_judge(config.masked.judge, tokenizer)
+    judge = None
+    if config.masked.judge is not None:
+        path = resolve_model(config.masked.judge)
+        judge = load_masked_model(path, tokenizer, "masked.judge")
     return TokenTask(model, tokenizer, shown, held_out, config.masked.mask_rate, judge)
 
 
@@ -209,25 +227,57 @@ def seed_of(config: PretrainConfig) -> int:
     return derive_seed(config.seed, "pretrain", config.chosen_objective)
 
 
-def load_judge(reference: str, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """A masked language model with the same tokenizer. Raises ModelError."""
-    path = resolve_model(reference)
-    check_judge(path)
+def start_from(
+    model: ReplacedTokenModel,
+    path: Path,
+    config: PretrainConfig,
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    """Give D's encoder the weights of a masked model of its shape, in place. Raises ModelError.
+
+    Where G shares D's embeddings, it gets them too; all else of G stays random.
+    """
+    source = load_masked_model(path, tokenizer, "start.model")
+    check_start(path, config)
+    model.detector.encoder.load_state_dict(source.base_model.state_dict())
+
+
+def check_start(path: Path, config: PretrainConfig) -> None:
+    """Raise ModelError unless a directory holds a masked model of the encoder's shape."""
+    check_masked_model(path, "start.model")
+    found = read_config(path)
+    wanted = {
+        "num_hidden_layers": config.shape.layers,
+        "hidden_size": config.shape.width,
+        "num_attention_heads": config.shape.heads,
+        "max_position_embeddings": config.positions,
+    }
+    for key, value in wanted.items():
+        if getattr(found, key) != value:
+            raise ModelError(
+                f"start.model: {path} has {key}={getattr(found, key)}, the encoder {value}; train "
+                f"one with objective=masked and the encoder's shape in masked.shape"
+            )
+
+
+def load_masked_model(path: Path, tokenizer: PreTrainedTokenizerBase, key: str) -> Any:
+    """A masked language model with the same tokenizer, named by `key`. Raises ModelError."""
+    check_masked_model(path, key)
     is_other = read_config(path).vocab_size != len(tokenizer)
     if is_other or load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
         raise ModelError(
-            f"masked.judge: the tokenizer in {path} is another one; train the judge with "
+            f"{key}: the tokenizer in {path} is another one; train that model with "
             f"tokenizer.model set to the same model"
         )
     return load_pretrained(AutoModelForMaskedLM, path).eval()
 
 
-def check_judge(path: Path) -> None:
+def check_masked_model(path: Path, key: str) -> None:
     """Raise ModelError unless a model directory is of the kind that `objective=masked` makes."""
     kinds = read_config(path).architectures
     if kinds != ["DebertaV2ForMaskedLM"]:
         raise ModelError(
-            f"masked.judge: {path} has a {', '.join(kinds or ['model without a head'])}; give the "
+            f"{key}: {path} has a {', '.join(kinds or ['model without a head'])}; give the "
             f"model of a pretraining with objective=masked"
         )
 

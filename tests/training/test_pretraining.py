@@ -19,7 +19,7 @@ from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_tokenizer
 from sentisynth.training.engine import TorchEngine
 from sentisynth.training.loop import take_step
-from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain, pretraining_task
+from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain, pretraining_task, start_from
 from sentisynth.training.rows import Rows
 from sentisynth.training.tokenizer import train_tokenizer
 from tests.conftest import reviews
@@ -80,7 +80,8 @@ def prepared(kind: str, place: Path) -> Path:
 def run(config: PretrainConfig, place: Path, out: Path, work: Path, report: Any = None) -> Path:
     out.mkdir(exist_ok=True)
     work.mkdir(exist_ok=True)
-    pretrain(config, place / "tokenizer", place, out, work, report or (lambda _: None))
+    told = report or (lambda _: None)
+    pretrain(config, place / "tokenizer", place, out=out, work=work, report=told)
     return out
 
 
@@ -170,6 +171,30 @@ def test_a_judge_of_another_kind_or_tokenizer_is_a_sentence(
         config = settings(masked={"judge": str(path)})
         with pytest.raises(ModelError, match=f"masked.judge: .*{said}"):
             run(config, encoder, tmp_path / "out", tmp_path / "work")
+
+
+def test_an_encoder_starts_from_a_masked_model(encoder: Path, tmp_path: Path) -> None:
+    """All of its weights but those of the head; where embeddings are shared, G's are those too."""
+    first = settings(objective="masked", weights="fp32")
+    start = run(first, encoder, tmp_path / "s", tmp_path / "w")
+    wanted = load_file(start / "model.safetensors")
+    rows = [Rows.map(encoder / name) for name in (TRAIN, HELD_OUT)]
+    pieces = load_tokenizer(encoder / "tokenizer")
+    for optimizer in ("decoupled", "coupled"):
+        config = settings(optimizer=optimizer, start={"model": str(start)})
+        model = pretraining_task(config, pieces, *rows).model
+        begun = model.masked.get_input_embeddings().weight.clone()
+        start_from(model, start, config, pieces)
+        found = model.detector.encoder.state_dict()
+        assert all(wanted[f"deberta.{name}"].equal(value) for name, value in found.items())
+        is_same = model.masked.get_input_embeddings().weight.equal(begun)
+        assert is_same == (optimizer == "decoupled")
+    made = run(config, encoder, tmp_path / "out", tmp_path / "work")
+    tokens = read_json(start / "metrics.json")["tokens_seen"]
+    assert read_json(made / "metrics.json")["start_tokens_seen"] == tokens
+    wider = settings(start={"model": str(start)}, shape={**TINY, "layers": 2})
+    with pytest.raises(ModelError, match="start.model: .* has num_hidden_layers=1, the encoder 2"):
+        run(wider, encoder, tmp_path / "other", tmp_path / "work-2")
 
 
 def worker(rank: int, place: Path, out: Path) -> None:
