@@ -63,7 +63,7 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
     assert "detection f1" in told.out
     model = tmp_path / "run" / "model"
     card = (model / "README.md").read_text()
-    assert "as a masked language model (15% masked): " in card
+    assert "as a masked language model (30% masked): " in card
     assert "sentisynth pretrain encoder" in card and str(texts) not in card
     figures = read_json(tmp_path / "run" / "rows" / "metrics.json")
     rows = Rows.map(tmp_path / "run" / "rows" / "train.arrow")
