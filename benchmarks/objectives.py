@@ -6,8 +6,9 @@
 RUN is a directory of `sentisynth pretrain encoder`: its tokenizer and rows are used. One encoder of
 4 layers of 128 is trained for each kind of optimiser, size of the masked model, rate and seed, on
 the same number of tokens, then judged by one masked model that was trained alone, and fine-tuned on
-1,000 rows of Rotten Tomatoes. The rate is the encoder's (decoupled; the masked model's is fixed) or
-that of both (coupled). What is in DIR already is not trained again.
+1,000 rows of Rotten Tomatoes. All start from one masked model of their shape, trained for as many
+steps. The rate is the encoder's (decoupled; the masked model's is fixed) or that of both (coupled).
+What is in DIR already is not trained again.
 """
 
 import argparse
@@ -26,7 +27,10 @@ from sentisynth.training.pretraining import pretrain
 
 SHAPE = ["shape.layers=4", "shape.width=128", "shape.heads=2"]
 SHAPE += ["masked.shape.width=128", "masked.shape.heads=2"]
-JUDGE_LAYERS, MASKED_RATE = 4, 1e-3
+ALONE = ["objective=masked", "start=null", "masked.shape.layers=4", "train.learning_rate=1e-3"]
+JUDGE = ["seed=1", *ALONE]
+START = ["seed=2", *ALONE, "masked.mask_rate=0.3", "weights=fp32"]
+MASKED_RATE = 1e-3
 TEACHER = ["teacher.train.learning_rate=2e-4"]
 FIGURES = ("judged_detection_f1", "masked_loss", "test")
 
@@ -42,8 +46,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     steps = [f"train.steps={arguments.steps}", f"train.eval_every={arguments.steps}"]
-    judge = ["objective=masked", f"masked.shape.layers={JUDGE_LAYERS}"]
-    trained(arguments, "judge", [*steps, *judge])
+    judge = trained(arguments, "judge", [*steps, *JUDGE])
+    start = trained(arguments, "start", [*steps, *START])
     found: dict[str, list[dict[str, Any]]] = {}
     kinds = ("decoupled", "coupled")
     for seed in arguments.seeds:
@@ -56,7 +60,8 @@ def main() -> None:
                 f"masked.shape.layers={layers}",
                 f"masked.learning_rate={MASKED_RATE}",
                 f"train.learning_rate={rate}",
-                f"masked.judge={arguments.out / 'judge'}",
+                f"masked.judge={judge}",
+                f"start.model={start}",
             ]
             place = trained(arguments, f"{name}-{seed}", overrides)
             entry = {**read_json(place / "metrics.json"), **tuned(place, seed)}
@@ -65,7 +70,8 @@ def main() -> None:
     print(table(found))
     if arguments.json:
         settings = {k: v for k, v in vars(arguments).items() if k not in ("json", "run", "out")}
-        result = {**environment(), "settings": settings, "encoders": found}
+        alone = {p.name: read_json(p / "metrics.json")["masked_loss"] for p in (judge, start)}
+        result = {**environment(), "settings": settings, "alone": alone, "encoders": found}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 

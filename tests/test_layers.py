@@ -29,7 +29,7 @@ DOORS: dict[str, set[str]] = {
     "mlflow": {"runtime/tracking.py"},
     "deepspeed": {"training/deepspeed_engine.py"},
     "peft": {"models/generator.py"},
-    "vllm": set(),
+    "vllm": {"generation/vllm_engine.py"},
 }
 
 

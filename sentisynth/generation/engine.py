@@ -14,8 +14,9 @@ from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.generation.gpt2 import check_config
 from sentisynth.generation.hf_engine import TransformersEngine
+from sentisynth.generation.vllm_engine import VllmEngine, check_installed
 from sentisynth.models.devices import best_device, inference_dtype
-from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
+from sentisynth.models.generator import control_token_id, load_causal_model, prompt_ids
 from sentisynth.models.loading import load_tokenizer, read_config
 
 _LONGEST_PROMPT, _LEAST_ROWS = 32, 8
@@ -45,22 +46,35 @@ ENGINES: dict[str, Callable[[PreTrainedModel, PreTrainedTokenizerBase, torch.dty
     "batch": BatchEngine,
     "transformers": TransformersEngine,
 }
+"""Those that take a model in memory; vLLM loads its own."""
 
 
 class UnitGenerator:
     """A fine-tuned generator in memory, ready to turn units into candidates."""
 
     def __init__(self, path: Path, config: RunConfig) -> None:
-        model, self._tokenizer = load_sampler(path)
-        device = best_device()
-        dtype = inference_dtype(config.synthesis.precision, device)
-        self.engine_name = choose_engine(config.synthesis.engine, model.config.model_type)
-        self._engine = ENGINES[self.engine_name](model.to(device).eval(), self._tokenizer, dtype)
-        self._config = config
+        self._config, self._tokenizer = config, load_tokenizer(path)
         self._control_ids = [
             control_token_id(self._tokenizer, config.control_token(label))
             for label in range(len(config.data.labels))
         ]
+        self.engine_name = engine_of(path, config.synthesis.engine)
+        self._engine = self._load(path)
+
+    def _load(self, path: Path) -> Engine:
+        synthesis, device = self._config.synthesis, best_device()
+        dtype = inference_dtype(synthesis.precision, device)
+        if self.engine_name != "vllm":
+            model = load_causal_model(path).to(device).eval()
+            return ENGINES[self.engine_name](model, self._tokenizer, dtype)
+        prompts = [
+            prompt_ids(self._tokenizer, control_id, prompt)
+            for label, control_id in enumerate(self._control_ids)
+            for prompt in self._config.prompts(label)
+        ]
+        longest = max(map(len, prompts)) + synthesis.sampling.max_new_tokens
+        end_id = self._tokenizer.eos_token_id
+        return VllmEngine(path, end_id, dtype, longest, synthesis.generate_pool.gpus)
 
     def __call__(self, unit: Unit) -> Generated:
         """All candidates of a unit. The prompts of a class take turns by unit number."""
@@ -109,8 +123,11 @@ def check_generator(path: Path, config: RunConfig) -> None:
     The engine runs its architecture, it knows the control tokens, and each prompt leaves room.
     """
     tokenizer, model = load_tokenizer(path), read_config(path)
-    if choose_engine(config.synthesis.engine, model.model_type) == "batch":
+    engine = choose_engine(config.synthesis.engine, model.model_type)
+    if engine == "batch":
         check_config(model)
+    elif engine == "vllm":
+        check_installed()
     room = getattr(model, "max_position_embeddings", None)
     for label in range(len(config.data.labels)):
         control_id = control_token_id(tokenizer, config.control_token(label))

@@ -111,6 +111,11 @@ def add_adapters(model: PreTrainedModel, rank: int, control_ids: Sequence[int]) 
     return get_peft_model(model, settings)
 
 
-def load_sampler(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_causal_model(path: Path) -> PreTrainedModel:
     """A fine-tuned generator as it was saved."""
-    return load_pretrained(AutoModelForCausalLM, path), load_tokenizer(path)
+    return load_pretrained(AutoModelForCausalLM, path)
+
+
+def load_sampler(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A fine-tuned generator as it was saved, and its tokenizer."""
+    return load_causal_model(path), load_tokenizer(path)
