@@ -155,6 +155,8 @@ def _train(
         shape = config.masked.shape
         for key in ("shape", "optimizer", "coupling"):  # of an encoder that detects
             del values[key]
+        for key in ("learning_rate", "judge"):
+            del values["masked"][key]
     parts = {
         "code": _CODE_VERSION,
         "rows": fingerprint(place.directory.read_stamp("rows")),
