@@ -35,7 +35,8 @@ class TrackingConfig(Config):
 
 class ClusterConfig(Config):
     nodes: PositiveInt = 1
-    """Nodes, the head among them, to wait for before anything starts."""
+    """Nodes, the head among them, to wait for before anything starts, and before each training and
+    the stream: some may have been taken away between."""
     gpus: Annotated[int, Field(ge=0)] = 0
     """GPUs to wait for; a cluster that scales itself is asked for them."""
     wait_s: Annotated[float, Field(gt=0)] = 900.0

@@ -115,4 +115,5 @@ def opened(
             directory=place.directory,
             tracker=place.tracker,
             console=place.console,
+            cluster=place.cluster,
         )

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from sentisynth.config.load import is_base_model
+from sentisynth.config.outside import ClusterConfig
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.data.files import directory_aside, write_text
@@ -41,6 +42,13 @@ class Workplace:
     directory: RunDirectory
     tracker: Tracker
     console: Console
+    cluster: ClusterConfig
+
+    def gather(self) -> None:
+        """Wait for the nodes and GPUs that are asked for: between two stages some may have been
+        lost, or taken away as idle. Raises PlacementError.
+        """
+        gather(self.cluster, self.console.note)
 
     def do(
         self,
@@ -87,6 +95,7 @@ class Session(Workplace):
     @cached_property
     def placement(self) -> Placement:
         """Where generation and verification run. Raises PlacementError."""
+        self.gather()
         return place_stream(self.config.synthesis, cluster_resources())
 
     @cached_property
@@ -115,11 +124,14 @@ def workplace(
             write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
         tracker = Tracker(config, directory.path)
+        place = Workplace(
+            directory=directory, tracker=tracker, console=console, cluster=config.cluster
+        )
         with connected():
-            gather(config.cluster, console.note)
+            place.gather()
             check_storage(directory.uri or directory.path)
             with tracker.parent():
-                yield Workplace(directory=directory, tracker=tracker, console=console)
+                yield place
         if tracker.outbox.error is not None:
             console.note(
                 f"   {tracker.outbox.error}; {len(tracker.outbox)} records are kept in "

@@ -139,6 +139,7 @@ def train_on_ray(
         begun = read_progress(work)
         if begun.step:
             place.console.note(f"   going on from the checkpoint at step {begun.step}")
+        place.gather()
         run_training(partial(run, paths, made, work), train, work, follow, restarted)
         if made is not out:
             download_files(made, out)
