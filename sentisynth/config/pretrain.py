@@ -79,16 +79,19 @@ class MaskedConfig(Config):
 
 
 class StartConfig(Config):
-    """The encoder's start: the encoder itself, trained as a masked language model first. From
-    random weights a small one may never detect more than how many tokens are replaced (Clark et
-    al., ELECTRA, ICLR 2020, section 3.3, where D starts from a trained G).
+    """The encoder's start: the encoder itself, trained as a language model first. From random
+    weights a small one may never detect more than how many tokens are replaced (Clark et al.,
+    ELECTRA, ICLR 2020, section 3.3, where D starts from a trained G).
     """
 
+    objective: Literal["causal", "masked"] = "causal"
+    """causal: each token from those before it, with the attention closed to what follows; every
+    token is learned from. masked: mask_rate of them."""
     steps: PositiveInt = 4000
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
     model: str | None = None
-    """A masked model of the encoder's shape and tokenizer, taken in place of one trained here."""
+    """A language model of the encoder's kind, shape and tokenizer, in place of one trained here."""
 
 
 _WITHOUT_MEANING = ("epochs", "metric", "early_stopping", "zero_stage", "deepspeed", "offload")
@@ -133,7 +136,11 @@ class PretrainConfig(NamedConfig):
     fine-tuning."""
     objective: Literal["replaced", "masked", "causal"] | None = None
     """Null: `replaced` for an encoder, `causal` for a generator. `masked` trains the masked model
-    of an encoder alone, for others to be judged by."""
+    of an encoder alone, for others to be judged by or to start from; `causal` does so with the
+    attention closed to what follows."""
+    embeddings: Literal["random", "cooccurrence"] = "random"
+    """What the tables of embeddings begin with; `cooccurrence`: singular vectors of which pieces
+    stand near which in the corpus, a minute's work."""
     start: StartConfig | None = None
     """What an encoder that detects begins with; null: random weights."""
     optimizer: Literal["decoupled", "coupled"] = "decoupled"
@@ -148,11 +155,11 @@ class PretrainConfig(NamedConfig):
 
     @model_validator(mode="after")
     def _fitting(self) -> "PretrainConfig":
-        allowed = ("causal",) if self.kind == "generator" else ("replaced", "masked")
+        allowed = ("causal",) if self.kind == "generator" else ("replaced", "masked", "causal")
         if self.chosen_objective not in allowed:
             raise ValueError(
                 f"objective is {self.objective!r}; of kind {self.kind!r} it must be "
-                f"{' or '.join(allowed)}"
+                f"{', '.join(allowed)}"
             )
         if self.start is not None and self.chosen_objective != "replaced":
             raise ValueError(
@@ -163,6 +170,12 @@ class PretrainConfig(NamedConfig):
             raise ValueError(
                 f"text.max_length is {self.text.max_length}; it must be at most positions, which "
                 f"is {self.positions}"
+            )
+        width = max(self.shape.width, self.masked.shape.width)
+        if self.embeddings == "cooccurrence" and width >= self.tokenizer.vocab_size:
+            raise ValueError(
+                f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; with "
+                f"embeddings=cooccurrence it must be above the width, which is {width}"
             )
         if self.optimizer == "coupled" and self.masked.shape.width != self.shape.width:
             raise ValueError(
@@ -180,14 +193,14 @@ class PretrainConfig(NamedConfig):
 
     @property
     def first(self) -> "PretrainConfig | None":
-        """The training of a masked model that the encoder starts from; None if there is none."""
+        """The training of the language model that the encoder starts from, if there is one."""
         if self.start is None or self.start.model is not None:
             return None
         changes = {"shape": self.shape, "mask_rate": self.start.mask_rate, "judge": None}
         rates = {"steps": self.start.steps, "learning_rate": self.start.learning_rate}
         return self.model_copy(
             update={
-                "objective": "masked",
+                "objective": self.start.objective,
                 "start": None,
                 "weights": "fp32",
                 "masked": self.masked.model_copy(update=changes),

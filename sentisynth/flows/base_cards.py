@@ -39,6 +39,11 @@ _TASKS = {
         "classifier.",
     ),
     "masked": ("fill-mask", "A DeBERTa-v2 that fills masked tokens."),
+    "one-way": (
+        "feature-extraction",
+        "A DeBERTa-v2 that learned to tell the next token, its attention closed to what follows. "
+        "For an encoder to start from, or for fine-tuning as a classifier.",
+    ),
     "causal": (
         "text-generation",
         "A GPT-2 that continues texts. For fine-tuning as a class-conditional generator.",
@@ -58,18 +63,19 @@ def base_model_card(config: PretrainConfig, directory: Path) -> str:
     """The card of a model made by `sentisynth pretrain`."""
     figures = read_json(directory / "metrics.json")
     train, text = config.train, config.text
-    shape = config.masked.shape if config.chosen_objective == "masked" else config.shape
-    task, what = _TASKS[config.chosen_objective]
+    kind: str = config.chosen_objective
+    shape = config.shape
+    if config.kind == "encoder" and kind != "replaced":
+        shape = config.masked.shape
+        kind = "one-way" if kind == "causal" else kind
+    task, what = _TASKS[kind]
     begun = []
     if "start_seconds" in figures and config.start is not None:
-        begun = [
-            (
-                "start",
-                f"as a masked language model ({config.start.mask_rate:.0%} masked): "
-                f"{figures['start_tokens_seen']:,} tokens, "
-                f"{figures['start_seconds'] / 3600:.2f} hours",
-            )
-        ]
+        how = f"masked language model ({config.start.mask_rate:.0%} masked)"
+        if config.start.objective == "causal":
+            how = "causal language model"
+        tokens, hours = figures["start_tokens_seen"], figures["start_seconds"] / 3600
+        begun = [("start", f"as a {how}: {tokens:,} tokens, {hours:.2f} hours")]
     rows = [
         ("corpus", f"`{Path(text.source).name}`: {figures['corpus_tokens']:,} tokens"),
         *begun,

@@ -22,6 +22,7 @@ from sentisynth.training.pretraining import (
     TRAIN,
     check_masked_model,
     check_start,
+    embed,
     pretrain,
 )
 from sentisynth.training.tokenizer import train_tokenizer
@@ -48,11 +49,14 @@ def run_pretrain(
     with workplace(config, out, console, overwrite=overwrite) as place:
         _make_tokenizer(place, config, digests)
         _pack(place, config, digests)
-        inputs = ["tokenizer", "rows"]
+        inputs, number = ["tokenizer", "rows"], 3
+        if config.embeddings == "cooccurrence":
+            _embed(place, config)
+            inputs, number = [*inputs, "embeddings"], number + 1
         if config.first is not None:
-            _train(place, config.first, "start", 3, inputs)
-            inputs.append("start")
-        _train(place, config, "model", 3 if config.first is None else 4, inputs)
+            _train(place, config.first, "start", number, inputs)
+            inputs, number = [*inputs, "start"], number + 1
+        _train(place, config, "model", number, inputs)
         _show(place, config)
 
 
@@ -138,6 +142,24 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
     )
 
 
+def _embed(place: Workplace, config: PretrainConfig) -> None:
+    width = max(config.shape.width, config.masked.shape.width)
+    parts = {
+        "code": _CODE_VERSION,
+        "seed": config.seed,
+        "rows": fingerprint(place.directory.read_stamp("rows")),
+        "width": width,
+    }
+    tokenizer, rows = (place.directory.stage(name) for name in ("tokenizer", "rows"))
+
+    def build(out: Path, log: StageLog) -> None:
+        del log
+        embed(config, tokenizer, rows, out)
+
+    title = f"3  embeddings of {width}, from which pieces stand near which"
+    place.do("embeddings", title, parts, build, is_artifact=False)
+
+
 def _train(
     place: Workplace, config: PretrainConfig, name: str, number: int, inputs: list[str]
 ) -> None:
@@ -150,8 +172,10 @@ def _train(
         values["start"] = {"model": model_digest(resolve_model(config.start.model))}
     elif config.start is not None:
         values["start"] = fingerprint(place.directory.read_stamp("start"))
+    if config.embeddings == "cooccurrence":
+        values["embeddings"] = fingerprint(place.directory.read_stamp("embeddings"))
     objective, shape = config.chosen_objective, config.shape
-    if objective == "masked":
+    if config.kind == "encoder" and objective != "replaced":
         shape = config.masked.shape
         for key in ("shape", "optimizer", "coupling"):  # of an encoder that detects
             del values[key]

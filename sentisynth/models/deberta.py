@@ -155,10 +155,8 @@ class TrainedDisentangledAttention(nn.Module):
             queries = self.query_proj if self._shared else self.pos_query_proj
             reached_HPD = self._rows_of(queries(table_PE))[:, rows] * self._scale
             scores = scores + _skewed(k.view(h, b, s, d), reached_HPD).transpose(2, 3)
-        unreal_BS = ~attention_mask[:, 0, 0].bool()
-        scores = scores.float().masked_fill(
-            unreal_BS[None, :, None, :], torch.finfo(torch.float32).min
-        )
+        is_hidden_BSS = ~attention_mask[:, 0].bool()
+        scores = scores.float().masked_fill(is_hidden_BSS, torch.finfo(torch.float32).min)
         probs = self.dropout(scores.softmax(dim=-1)).to(v.dtype)
         context = torch.bmm(probs.view(h * b, s, s), v)
         return context.view(h, b, s, d).permute(1, 2, 0, 3).reshape(b, s, h * d), None

@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_outputs import MaskedLMOutput
 
 from sentisynth.config.pretrain import PretrainConfig, ShapeConfig
 from sentisynth.errors import ModelError
@@ -213,6 +214,28 @@ class MaskedModel(_TrainedModel):
         """(1 / rate) Σ nll over masked positions, a scalar."""
         made = replacements(self.masked, batch, self._mask_id)
         return made.nll / self._rate
+
+
+class OneWayModel(_TrainedModel):
+    """A masked language model as a causal one: no position sees what follows it, and each predicts
+    the next token. The same weights may work both ways (Dong et al., "UniLM", NeurIPS 2019,
+    section 2.3).
+    """
+
+    def __init__(self, masked: PreTrainedModel) -> None:
+        super().__init__()
+        self.masked = masked
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> MaskedLMOutput:
+        """Logits (B, S, V) of the tokens that follow; ids and mask (B, S), padded on the right."""
+        size, model = input_ids.shape[1], self.masked.deberta
+        seen_SS = torch.ones(size, size, dtype=torch.long, device=input_ids.device).tril()
+        hidden_BSE = model.encoder(
+            model.embeddings(input_ids=input_ids, mask=attention_mask),
+            attention_mask[:, None, :] * seen_SS,
+            output_hidden_states=False,
+        ).last_hidden_state
+        return MaskedLMOutput(logits=self.masked.cls(hidden_BSE))
 
 
 class ReplacedTokenModel(_TrainedModel):

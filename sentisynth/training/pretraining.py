@@ -3,7 +3,6 @@
 B rows, S tokens, M masked positions, V pieces.
 """
 
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForMaskedLM, PreTrainedTokenizerBase
+from transformers import AutoModelForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.files import read_json, write_json
@@ -29,6 +29,7 @@ from sentisynth.models.loading import (
 from sentisynth.models.pretraining import (
     MaskedBatch,
     MaskedModel,
+    OneWayModel,
     ReplacedTokenModel,
     chosen_positions,
     for_fine_tuning,
@@ -39,12 +40,14 @@ from sentisynth.models.pretraining import (
 )
 from sentisynth.seeding import derive_seed
 from sentisynth.training.checkpoint import best_weights, put_weights
+from sentisynth.training.cooccurrence import cooccurrence_embeddings
 from sentisynth.training.jobs import figures_of, history
 from sentisynth.training.loop import Report, endless_batches, fit, seed_all
 from sentisynth.training.rows import Rows, is_first_worker
 from sentisynth.training.tasks import LanguageModelTask, own_batches
 
 TRAIN, HELD_OUT = "train.arrow", "held_out.arrow"
+EMBEDDINGS, _TABLE = "embeddings.safetensors", "embeddings"
 _EVALUATION_SEED, _JUDGED_RATE = 0, 0.15
 
 
@@ -153,39 +156,53 @@ def _detection(sums: torch.Tensor, prefix: str) -> dict[str, float]:
     }
 
 
+def embed(config: PretrainConfig, tokenizer: Path, rows: Path, out: Path) -> None:
+    """Write what the tables of embeddings begin with: float32 (V, E), for the widest of them."""
+    pieces = load_tokenizer(tokenizer)
+    width = max(config.shape.width, config.masked.shape.width)
+    seed = derive_seed(config.seed, "embeddings")
+    table_VE = cooccurrence_embeddings(
+        Rows.map(rows / TRAIN), len(pieces), width, pieces.all_special_ids, seed
+    )
+    save_file({_TABLE: torch.from_numpy(table_VE)}, out / EMBEDDINGS)
+
+
 def pretrain(
     config: PretrainConfig,
     tokenizer: Path,
     rows: Path,
-    start: Path | None = None,
-    *,
+    *begun: Path,
     out: Path,
     work: Path,
     report: Report,
 ) -> None:
     """Train the base model on packed rows; the first worker writes a `save_pretrained` directory
-    with metrics.json, and what proposed replacements beside it, in `masked`. An encoder begins
-    with the weights of `start`, a masked model, if there is one.
+    with metrics.json, and what proposed replacements beside it, in `masked`.
+
+    `begun` are the directories of what it begins with, if its configuration says so: embeddings,
+    then the language model that an encoder starts from.
     """
     train, pieces = config.train, load_tokenizer(tokenizer)
     shown, held_out = Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT)
-    if start is None and config.start is not None and config.start.model is not None:
-        start = resolve_model(config.start.model)
     task = pretraining_task(config, pieces, shown, held_out)
-    if start is not None:
+    start = None
+    if config.embeddings == "cooccurrence":
+        put_embeddings(task.model, begun[0] / EMBEDDINGS)
+    if config.start is not None:
+        start = begun[-1] if config.start.model is None else resolve_model(config.start.model)
         start_from(task.model, start, config, pieces)
     seed = seed_of(config)
     progress = fit(task, train, seed, report, work, total_steps=train.steps)
     if not is_first_worker():
         return
     del task
-    model = _LOADERS[config.chosen_objective](config, pieces)
+    model = _fresh(config, pieces)
     put_weights(model, best_weights(work), work)
-    finished = {
-        "replaced": lambda: model.detector.encoder,
-        "masked": lambda: model.masked,
-        "causal": lambda: model,
-    }[config.chosen_objective]()
+    finished = model
+    if isinstance(model, ReplacedTokenModel):
+        finished = model.detector.encoder
+    elif isinstance(model, MaskedModel | OneWayModel):
+        finished = model.masked
     _save(finished, pieces, out, config)
     if config.chosen_objective == "replaced":
         _save(model.masked, pieces, out / "masked", config)
@@ -210,7 +227,7 @@ def pretraining_task(
 ) -> Any:
     """The task of a configuration, its model with the random weights of the seed."""
     seed_all(seed_of(config))
-    model = _LOADERS[config.chosen_objective](config, tokenizer)
+    model = _fresh(config, tokenizer)
     if config.chosen_objective == "causal":
         return LanguageModelTask(model, tokenizer, shown, held_out)
     judge = None
@@ -227,13 +244,27 @@ def seed_of(config: PretrainConfig) -> int:
     return derive_seed(config.seed, "pretrain", config.chosen_objective)
 
 
+def put_embeddings(model: nn.Module, file: Path) -> None:
+    """Give each table of embeddings in a model the first columns of the one in a file, scaled to
+    the model's own standard deviation. Pieces that have none keep their random ones.
+    """
+    found_VE = load_file(file)[_TABLE]
+    is_known_V = found_VE.ne(0).any(dim=1)
+    for part in model.modules():
+        if isinstance(part, PreTrainedModel):
+            weight_VE = part.get_input_embeddings().weight.data
+            columns_VE = found_VE[:, : weight_VE.shape[1]]
+            scale = part.config.initializer_range / columns_VE[is_known_V].std()
+            weight_VE[is_known_V] = scale * columns_VE[is_known_V]
+
+
 def start_from(
     model: ReplacedTokenModel,
     path: Path,
     config: PretrainConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Give D's encoder the weights of a masked model of its shape, in place. Raises ModelError.
+    """Give D's encoder the weights of a language model of its shape, in place. Raises ModelError.
 
     Where G shares D's embeddings, it gets them too; all else of G stays random.
     """
@@ -243,7 +274,7 @@ def start_from(
 
 
 def check_start(path: Path, config: PretrainConfig) -> None:
-    """Raise ModelError unless a directory holds a masked model of the encoder's shape."""
+    """Raise ModelError unless a directory holds a language model of the encoder's shape."""
     check_masked_model(path, "start.model")
     found = read_config(path)
     wanted = {
@@ -278,7 +309,7 @@ def check_masked_model(path: Path, key: str) -> None:
     if kinds != ["DebertaV2ForMaskedLM"]:
         raise ModelError(
             f"{key}: {path} has a {', '.join(kinds or ['model without a head'])}; give the "
-            f"model of a pretraining with objective=masked"
+            f"model of an encoder's pretraining with objective=masked"
         )
 
 
@@ -289,18 +320,14 @@ def _save(
     save_model(model.half() if config.weights == "fp16" else model, tokenizer, out)
 
 
-def _replaced(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+def _fresh(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
+    """What is trained, with random weights."""
+    if config.kind == "generator":
+        return fresh_causal_model(config, tokenizer)
     masked = fresh_masked_model(config, tokenizer)
+    if config.chosen_objective == "causal":
+        return OneWayModel(masked)
+    if config.chosen_objective == "masked":
+        return MaskedModel(masked, config, tokenizer.mask_token_id)
     encoder = fresh_encoder(config, tokenizer)
     return ReplacedTokenModel(masked, encoder, config, tokenizer.mask_token_id)
-
-
-def _masked(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    return MaskedModel(fresh_masked_model(config, tokenizer), config, tokenizer.mask_token_id)
-
-
-_LOADERS: dict[str, Callable[[PretrainConfig, PreTrainedTokenizerBase], Any]] = {
-    "replaced": _replaced,
-    "masked": _masked,
-    "causal": fresh_causal_model,
-}

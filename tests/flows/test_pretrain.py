@@ -63,14 +63,14 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
     assert "detection f1" in told.out
     model = tmp_path / "run" / "model"
     card = (model / "README.md").read_text()
-    assert "as a masked language model (30% masked): " in card
+    assert "as a causal language model: " in card
     assert "sentisynth pretrain encoder" in card and str(texts) not in card
     figures = read_json(tmp_path / "run" / "rows" / "metrics.json")
     rows = Rows.map(tmp_path / "run" / "rows" / "train.arrow")
     assert figures["tokens"] == rows.lengths.sum() and figures["empty"] == 2
     before = sha256_file(model / "model.safetensors")
     assert main(wanted) == 0
-    assert capsys.readouterr().err.count("done before") == 4
+    assert capsys.readouterr().err.count("done before") == 5
     assert sha256_file(model / "model.safetensors") == before
     assert main(["check", str(tmp_path / "run")]) == 0
     assert main([*wanted, "masked.mask_rate=0.3"]) == 2
@@ -112,9 +112,14 @@ def test_rows_are_the_same_from_any_kind_of_file(
         ("encoder", ["tokenizer.model=package:gpt2-mini"], "has no mask token"),
         ("encoder", ["text.source=nowhere.parquet"], "there is no corpus nowhere.parquet"),
         ("encoder", ["text.text_column=body"], "has no column 'body'; its columns are text"),
-        ("encoder", ["objective=causal"], "objective is 'causal'; of kind 'encoder' it must be"),
+        (
+            "generator",
+            ["objective=masked"],
+            "objective is 'masked'; of kind 'generator' it must be",
+        ),
         ("encoder", ["masked.judge=package:gpt2-mini"], "has a GPT2LMHeadModel; give the model of"),
         ("encoder", ["start.model=package:gpt2-mini"], "start.model: "),
+        ("encoder", ["tokenizer.vocab_size=64", "shape.width=64"], "must be above the width"),
         ("encoder", ["objective=masked"], "start has no meaning with objective=masked"),
         ("encoder", ["train.metric=macro_f1"], "metric is 'macro_f1', which has no meaning in a"),
         ("encoder", ["train.zero_stage=1"], "zero_stage is 1, which has no meaning in a"),

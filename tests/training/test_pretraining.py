@@ -19,7 +19,16 @@ from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_tokenizer
 from sentisynth.training.engine import TorchEngine
 from sentisynth.training.loop import take_step
-from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain, pretraining_task, start_from
+from sentisynth.training.pretraining import (
+    EMBEDDINGS,
+    HELD_OUT,
+    TRAIN,
+    embed,
+    pretrain,
+    pretraining_task,
+    put_embeddings,
+    start_from,
+)
 from sentisynth.training.rows import Rows
 from sentisynth.training.tokenizer import train_tokenizer
 from tests.conftest import reviews
@@ -173,9 +182,12 @@ def test_a_judge_of_another_kind_or_tokenizer_is_a_sentence(
             run(config, encoder, tmp_path / "out", tmp_path / "work")
 
 
-def test_an_encoder_starts_from_a_masked_model(encoder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("objective", ["causal", "masked"])
+def test_an_encoder_starts_from_a_language_model(
+    objective: str, encoder: Path, tmp_path: Path
+) -> None:
     """All of its weights but those of the head; where embeddings are shared, G's are those too."""
-    first = settings(objective="masked", weights="fp32")
+    first = settings(objective=objective, weights="fp32")
     start = run(first, encoder, tmp_path / "s", tmp_path / "w")
     wanted = load_file(start / "model.safetensors")
     rows = [Rows.map(encoder / name) for name in (TRAIN, HELD_OUT)]
@@ -195,6 +207,61 @@ def test_an_encoder_starts_from_a_masked_model(encoder: Path, tmp_path: Path) ->
     wider = settings(start={"model": str(start)}, shape={**TINY, "layers": 2})
     with pytest.raises(ModelError, match="start.model: .* has num_hidden_layers=1, the encoder 2"):
         run(wider, encoder, tmp_path / "other", tmp_path / "work-2")
+
+
+def test_one_way_no_token_tells_of_those_that_follow(encoder: Path) -> None:
+    """Nor does padding change what stands before it; both ways, all of them tell."""
+    config = settings(objective="causal", shape={**TINY, "layers": 2})
+    rows = [Rows.map(encoder / name) for name in (TRAIN, HELD_OUT)]
+    model = pretraining_task(config, load_tokenizer(encoder / "tokenizer"), *rows).model.eval()
+    ids = torch.randint(5, 400, (2, 12))
+    other, mask = ids.clone(), torch.ones_like(ids)
+    other[:, 7:] = torch.randint(5, 400, (2, 5))
+    padded = torch.cat([mask, 0 * mask[:, :3]], 1)
+    with torch.no_grad():
+        found, changed = (model(input_ids=x, attention_mask=mask).logits for x in (ids, other))
+        longer = model(input_ids=torch.cat([ids, 0 * ids[:, :3]], 1), attention_mask=padded).logits
+        open_, open_changed = (
+            model.masked(input_ids=x, attention_mask=mask).logits for x in (ids, other)
+        )
+    torch.testing.assert_close(found[:, :7], changed[:, :7])
+    torch.testing.assert_close(longer[:, :12], found)
+    assert not found[:, 7].allclose(changed[:, 7])
+    assert not open_[:, 0].allclose(open_changed[:, 0], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "generator"])
+def test_all_tables_begin_with_the_neighbours(
+    kind: str, tmp_path: Path, encoder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    place = encoder
+    if kind == "generator":
+        place = prepared(kind, tmp_path_factory.mktemp(kind))
+    config = settings(kind, embeddings="cooccurrence")
+    rows = [Rows.map(place / name) for name in (TRAIN, HELD_OUT)]
+    pieces = load_tokenizer(place / "tokenizer")
+    embed(config, place / "tokenizer", place, tmp_path)
+    table = load_file(tmp_path / EMBEDDINGS)["embeddings"]
+    known = table.ne(0).any(dim=1)
+    assert known.sum() > 100 and not known[pieces.all_special_ids].any()
+    task = pretraining_task(config, pieces, *rows)
+    tables = [task.model] if kind == "generator" else [task.model.masked]
+    tables += [] if kind == "generator" else [task.model.detector.encoder]
+    before = [part.get_input_embeddings().weight.clone() for part in tables]
+    put_embeddings(task.model, tmp_path / EMBEDDINGS)
+    for part, old in zip(tables, before, strict=True):
+        new = part.get_input_embeddings().weight
+        assert new[~known].equal(old[~known])
+        assert new[known].std().item() == pytest.approx(0.02, rel=1e-3)
+        assert torch.corrcoef(torch.stack([new[known].ravel(), table[known].ravel()]))[0, 1] > 0.999
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (tmp_path / EMBEDDINGS).rename(begun / EMBEDDINGS)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "work").mkdir()
+    made, work = tmp_path / "out", tmp_path / "work"
+    pretrain(config, place / "tokenizer", place, begun, out=made, work=work, report=lambda _: None)
+    assert (made / "model.safetensors").is_file()
 
 
 def worker(rank: int, place: Path, out: Path) -> None:
