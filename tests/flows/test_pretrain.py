@@ -115,7 +115,7 @@ def test_rows_are_the_same_from_any_kind_of_file(
         (
             "generator",
             ["objective=masked"],
-            "objective is 'masked'; of kind 'generator' it must be",
+            "of kind 'generator' it must be causal",
         ),
         ("encoder", ["masked.judge=package:gpt2-mini"], "has a GPT2LMHeadModel; give the model of"),
         ("encoder", ["start.model=package:gpt2-mini"], "start.model: "),
