@@ -30,7 +30,7 @@ def cooccurrence_embeddings(
     u_VE, s_E, _ = randomized_svd(ppmi_VV, width, random_state=seed % 2**32)
     table_VE = u_VE * np.sqrt(s_E)
     table_VE[np.diff(ppmi_VV.indptr) == 0] = 0  # exactly
-    return (table_VE / table_VE.std()).astype(np.float32)
+    return (table_VE / (table_VE.std() or 1.0)).astype(np.float32)
 
 
 def neighbours(rows: Rows, n_pieces: int, special: list[int]) -> sparse.csr_matrix:

@@ -287,7 +287,7 @@ def check_start(path: Path, config: PretrainConfig) -> None:
         if getattr(found, key) != value:
             raise ModelError(
                 f"start.model: {path} has {key}={getattr(found, key)}, the encoder {value}; train "
-                f"one with objective=masked and the encoder's shape in masked.shape"
+                f"one with objective=causal and the encoder's shape in masked.shape"
             )
 
 
@@ -309,7 +309,7 @@ def check_masked_model(path: Path, key: str) -> None:
     if kinds != ["DebertaV2ForMaskedLM"]:
         raise ModelError(
             f"{key}: {path} has a {', '.join(kinds or ['model without a head'])}; give the "
-            f"model of an encoder's pretraining with objective=masked"
+            f"model of a pretraining with objective=masked"
         )
 
 

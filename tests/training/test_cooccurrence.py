@@ -73,3 +73,8 @@ def test_pieces_with_the_same_neighbours_are_near(rows: Rows) -> None:
     assert np.argsort(-near)[:2].tolist() == [10, 11]
     again = cooccurrence_embeddings(rows, 30, 8, SPECIAL, seed=3)
     assert again.tobytes() == table.tobytes()
+
+
+def test_a_corpus_that_tells_nothing_gives_nothing() -> None:
+    table = cooccurrence_embeddings(rows_of([[0, 5, 5, 5, 1]] * 4), 30, 8, SPECIAL, seed=3)
+    assert not table.any()
