@@ -26,13 +26,8 @@ from sentisynth.config.load import load_pretrain_config
 from sentisynth.data.files import directory_aside, read_json, write_json
 from sentisynth.models.loading import load_tokenizer, save_model
 from sentisynth.models.pretraining import for_fine_tuning
-from sentisynth.training.pretraining import (
-    EMBEDDINGS,
-    HELD_OUT,
-    TRAIN,
-    pretraining_task,
-    put_embeddings,
-)
+from sentisynth.training.beginnings import EMBEDDINGS, put_embeddings
+from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretraining_task
 from sentisynth.training.rows import Rows
 
 ALONE = ["start=null", "masked.shape.layers=6"]

@@ -17,14 +17,8 @@ from sentisynth.models.loading import load_tokenizer, model_digest, resolve_mode
 from sentisynth.runtime.corpus import check_rows, pack_corpus
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.seeding import fingerprint
-from sentisynth.training.pretraining import (
-    HELD_OUT,
-    TRAIN,
-    check_masked_model,
-    check_start,
-    embed,
-    pretrain,
-)
+from sentisynth.training.beginnings import check_masked_model, check_start, embed
+from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
 from sentisynth.training.tokenizer import train_tokenizer
 
 _CODE_VERSION = 1  # raise it when the same parts would give other bytes
@@ -154,7 +148,7 @@ def _embed(place: Workplace, config: PretrainConfig) -> None:
 
     def build(out: Path, log: StageLog) -> None:
         del log
-        embed(config, tokenizer, rows, out)
+        embed(config, tokenizer, rows / TRAIN, out)
 
     title = f"3  embeddings of {width}, from which pieces stand near which"
     place.do("embeddings", title, parts, build, is_artifact=False)

@@ -17,18 +17,10 @@ from sentisynth.data.documents import packed, sentences
 from sentisynth.data.files import read_json
 from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_tokenizer
+from sentisynth.training.beginnings import EMBEDDINGS, embed, put_embeddings, start_from
 from sentisynth.training.engine import TorchEngine
 from sentisynth.training.loop import take_step
-from sentisynth.training.pretraining import (
-    EMBEDDINGS,
-    HELD_OUT,
-    TRAIN,
-    embed,
-    pretrain,
-    pretraining_task,
-    put_embeddings,
-    start_from,
-)
+from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain, pretraining_task
 from sentisynth.training.rows import Rows
 from sentisynth.training.tokenizer import train_tokenizer
 from tests.conftest import reviews
@@ -240,7 +232,7 @@ def test_all_tables_begin_with_the_neighbours(
     config = settings(kind, embeddings="cooccurrence")
     rows = [Rows.map(place / name) for name in (TRAIN, HELD_OUT)]
     pieces = load_tokenizer(place / "tokenizer")
-    embed(config, place / "tokenizer", place, tmp_path)
+    embed(config, place / "tokenizer", place / TRAIN, tmp_path)
     table = load_file(tmp_path / EMBEDDINGS)["embeddings"]
     known = table.ne(0).any(dim=1)
     assert known.sum() > 100 and not known[pieces.all_special_ids].any()
