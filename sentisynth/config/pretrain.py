@@ -81,7 +81,7 @@ class MaskedConfig(Config):
 class StartConfig(Config):
     """The encoder's start: the encoder itself, trained as a language model first. From random
     weights a small one may never detect more than how many tokens are replaced (Clark et al.,
-    ELECTRA, ICLR 2020, section 3.3, where D starts from a trained G).
+    ELECTRA, ICLR 2020, section 3.2, where D may start from a trained G).
     """
 
     objective: Literal["causal", "masked"] = "causal"

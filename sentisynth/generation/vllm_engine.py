@@ -46,16 +46,21 @@ class VllmEngine:
         room = getattr(read_config(path).get_text_config(), "max_position_embeddings", None)
         self._end_id = end_id
         self._longest = longest if room is None else min(longest, room)
-        self._llm = LLM(
-            str(path),
-            dtype=_NAMES[dtype],
-            max_model_len=self._longest,
-            gpu_memory_utilization=_SHARE_OF_SHARE * min(share or _SHARE_OF_GPU, 1.0),
-            enable_prefix_caching=False,  # else a unit's arithmetic depends on the one before
-            load_format="safetensors",
-            disable_log_stats=True,
-            seed=0,
-        )
+        try:
+            self._llm = LLM(
+                str(path),
+                runner="generate",
+                dtype=_NAMES[dtype],
+                max_model_len=self._longest,
+                gpu_memory_utilization=_SHARE_OF_SHARE * min(share or _SHARE_OF_GPU, 1.0),
+                enable_prefix_caching=False,  # else a unit's arithmetic depends on the one before
+                load_format="safetensors",
+                disable_log_stats=True,
+                seed=0,
+            )
+        except ValueError as error:  # a kind of model, or room, that it has not
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"vLLM cannot run {path} ({reason}); set synthesis.engine") from None
 
     def __call__(
         self, prompt: list[int], unit: Unit, seed: int, sampling: SamplingConfig

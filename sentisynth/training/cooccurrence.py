@@ -1,8 +1,8 @@
 """Embeddings from which words stand near which: seconds of work that spare a small model most of
 its training.
 
-Levy and Goldberg, "Neural word embedding as implicit matrix factorization", NIPS 2014, section 5.1:
-the singular vectors of the positive pointwise mutual information (PPMI) of words and contexts.
+Levy and Goldberg, "Neural word embedding as implicit matrix factorization", NIPS 2014: the
+singular vectors of the positive pointwise mutual information (PPMI) of words and contexts.
 Levy, Goldberg, Dagan, "Improving distributional similarity", TACL 2015, sections 3.2 and 3.3: the
 counts of contexts smoothed by a power of 0.75, the singular values raised to one half.
 V pieces, E width, N tokens of a chunk.

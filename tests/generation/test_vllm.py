@@ -62,6 +62,13 @@ def test_candidates_are_functions_of_their_names(engine: VllmEngine) -> None:
 
 @pytest.mark.slow
 @with_vllm
+def test_what_it_cannot_run_is_a_sentence(tiny_bert: Path) -> None:
+    with pytest.raises(ModelError, match="vLLM cannot run .*; set synthesis.engine"):
+        VllmEngine(tiny_bert, 0, torch.float32, 32, 0.5)
+
+
+@pytest.mark.slow
+@with_vllm
 def test_they_end_at_the_end_token_or_the_limit(engine: VllmEngine) -> None:
     for asked, limit in ((7, 7), (500, 80 - len(PROMPT))):
         sampling = SamplingConfig(max_new_tokens=asked, temperature=1.5)
