@@ -119,6 +119,11 @@ def is_base_model(run: Path) -> bool:
     return "kind" in _config_of(run)
 
 
+def is_ours(run: Path) -> bool:
+    """Whether the config.yaml of a directory is that of a run. Raises ConfigError."""
+    return "fingerprint" in _config_of(run)
+
+
 def _config_of(run: Path) -> dict[str, Any]:
     path = run / "config.yaml"
     if not path.is_file():

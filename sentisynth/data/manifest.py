@@ -93,8 +93,13 @@ def recorded(pool: Path, asked: Asked) -> Asked:
         known = (told[0].n_per_class, told[0].tau) if told else (0, 0.0)
     most = Asked(n_per_class=max(asked.n_per_class, known[0]), tau=max(asked.tau, known[1]))
     if (most.n_per_class, most.tau) != known:
-        write_json(pool / _ASKED, asdict(most))
+        note_asked(pool, most)
     return most
+
+
+def note_asked(pool: Path, asked: Asked) -> None:
+    """Keep what is asked for where no manifest tells it."""
+    write_json(pool / _ASKED, asdict(asked))
 
 
 def read_manifest(pool: Path) -> dict[str, Any] | None:

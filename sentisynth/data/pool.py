@@ -7,7 +7,15 @@ from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.journal import Journal
 from sentisynth.data.ledger import Tally
-from sentisynth.data.manifest import Asked, publish, readable_manifest, recorded, remove_leftovers
+from sentisynth.data.manifest import (
+    MANIFEST,
+    Asked,
+    note_asked,
+    publish,
+    readable_manifest,
+    recorded,
+    remove_leftovers,
+)
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.units import Unit, has_sha256, plan_of, read_unit, units_on_disk
 from sentisynth.errors import ModelError, RunDirectoryError
@@ -142,6 +150,11 @@ class PoolReader:
             and manifest["n_per_class"] >= synthesis.n_per_class
             and (manifest["tau"] != synthesis.tau or manifest["ledger"] == ledger)
         )
+
+    def withdraw(self) -> None:
+        """Take the manifest back, as units are to be made; what it was asked for stays known."""
+        note_asked(self._pool, self.asked)
+        (self._pool / MANIFEST).unlink(missing_ok=True)
 
     def publish(self) -> dict[str, Any]:
         """Write the manifest of what was counted; the journal has then done its duty."""

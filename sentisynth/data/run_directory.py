@@ -21,11 +21,12 @@ from sentisynth.data.storage import (
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
 
+LOCK = ".lock"
 _STAMP, _CARD = STAMP, "README.md"
 _FILES = ("config.yaml", "metrics.json", "report.html", "mlflow.json")
 STAGES = (
     *("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student"),
-    *("tokenizer", "rows", "model"),  # of a pretraining
+    *("tokenizer", "rows", "embeddings", "start", "model"),  # of a pretraining
 )
 _ABSENT = "absent"
 
@@ -124,10 +125,11 @@ class RunDirectory:
         """Whether a stage was made from these parts.
 
         Raises RunDirectoryError where it was made from others or was damaged since, unless told
-        to overwrite: then what lies there is removed.
+        to overwrite: then what lies there is removed. What no run made is never removed.
         """
         found = self.read_stamp(name)
         if found is None:
+            self._refuse_foreign(name)
             return False
         same = fingerprint(found) == fingerprint(parts)
         problems = self.damage(name) if same else []
@@ -140,6 +142,14 @@ class RunDirectory:
             raise RunDirectoryError(f"{wrong}{told}; {remedy}")
         remove_tree(self.stage(name))
         return False
+
+    def _refuse_foreign(self, name: str) -> None:
+        place = self.stage(name)
+        if place.is_file() or (place.is_dir() and any(place.iterdir())):
+            raise RunDirectoryError(
+                f"{place} is in the way, and is not ours (it has no {_STAMP}); move it, or choose "
+                f"another directory with --out"
+            )
 
     def begin(self, name: str, parts: dict[str, Any]) -> Path:
         """A directory for a stage at work, which keeps what a killed command had done.
@@ -173,8 +183,8 @@ class RunDirectory:
         """
         files = {
             path.relative_to(directory).as_posix(): sha256_file(path)
-            for path in sorted(directory.rglob("*"))
-            if is_done and path.is_file() and path.name != _CARD
+            for path in (sorted(directory.rglob("*")) if is_done else ())
+            if path.is_file() and path.name != _CARD
         }
         stamp = {"fingerprint": fingerprint(parts), "parts": parts, "files": files}
         write_json(directory / _STAMP, stamp)
@@ -220,7 +230,7 @@ class RunDirectory:
         self.refuse_links()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            stream = (self.path / ".lock").open("w")
+            stream = (self.path / LOCK).open("w")
         except OSError as error:
             raise RunDirectoryError(f"{self.path} cannot be written: {error.strerror}") from None
         with stream:

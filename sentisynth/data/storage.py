@@ -87,12 +87,22 @@ def put_file(local: Path, path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory, or all objects below a prefix."""
+    """Remove a directory, or all objects below a prefix; its stamp last, so that what is left by
+    one who was cut off is known for what it was.
+    """
     if not is_remote(path):
+        for child in path.iterdir():
+            if child.is_dir() and not child.is_symlink():
+                shutil.rmtree(child)
+            elif child.name != STAMP:
+                child.unlink()
         shutil.rmtree(path)
         return
     remote = cast(Any, path)
     with answering(path):
+        files = [name for name in remote.fs.find(remote.path) if not name.endswith(f"/{STAMP}")]
+        if files:
+            remote.fs.rm(files)
         remote.fs.rm(remote.path, recursive=True)
 
 

@@ -19,6 +19,7 @@ from sentisynth.evaluation.metrics import (
     mean_entropy,
     paired_bootstrap,
 )
+from sentisynth.models.loading import model_digest
 from sentisynth.seeding import derive_seed, fingerprint
 
 REAL_SPLITS = ("validation", "test")
@@ -65,11 +66,18 @@ def evaluate_run(
 
 
 def _is_of_this_run(directory: RunDirectory, name: str) -> bool:
-    """Whether an arm is finished, and was trained on the dataset that lies there now."""
+    """Whether an arm is finished, and was trained on the dataset that lies there now, whose soft
+    labels are of the teacher that lies there now.
+    """
     parts = directory.read_stamp(name)
     if parts is None or "dataset" not in parts:
         return parts is not None
-    return bool(parts["dataset"] == fingerprint(directory.read_stamp("dataset")))
+    dataset, pool = directory.read_stamp("dataset"), directory.readable_stamp("pool") or {}
+    if dataset is None or parts["dataset"] != fingerprint(dataset):
+        return False
+    if dataset["plan"] != fingerprint(pool) or directory.read_stamp("teacher") is None:
+        return True  # a pool that was removed, or begun anew
+    return bool(pool["teacher"] == model_digest(directory.stage("teacher")))
 
 
 def _arm(path: Path, name: str, title: str, n_classes: int) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`sentisynth check`: is a run directory what it says it is?"""
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
 
 _SYNTHETIC = ("synthetic_validation", "synthetic_test")
+_TABLES = ("train", "validation", "test", *_SYNTHETIC)
 
 
 def check_run(path: Path) -> list[str]:
@@ -54,7 +56,7 @@ def _check(directory: RunDirectory) -> list[str]:
     if directory.pool.is_dir():
         problems += check_pool(directory.pool) + _check_plan(directory)
     if (path / "dataset").is_dir():
-        problems += _check_dataset(path / "dataset", config)
+        problems += _check_dataset(directory, config)
     if not directory.pool.is_dir() and not (path / "dataset").is_dir():
         problems.append(f"{path} has neither a pool nor a dataset yet")
     return problems
@@ -80,19 +82,26 @@ def _check_plan(directory: RunDirectory) -> list[str]:
     return []
 
 
-def _check_dataset(path: Path, config: RunConfig) -> list[str]:
-    tables: dict[str, pa.Table] = {}
-    problems = []
-    for name in ("train", "validation", "test", *_SYNTHETIC):
+def _check_dataset(directory: RunDirectory, config: RunConfig) -> list[str]:
+    path, tables, problems = directory.dataset, dict[str, pa.Table](), list[str]()
+    made = directory.readable_stamp("dataset")
+    if made is None:
+        return []  # told with the stages
+    manifest = readable_manifest(directory.pool)
+    if manifest is not None and manifest["plan"] != made["plan"]:
+        problems.append(f"{path} was made from another pool than {directory.pool}")
+    for name in _TABLES:
         file = path / f"{name}.parquet"
         try:
-            tables[name] = pq.read_table(file)
+            table = pq.read_table(file)
         except (OSError, pa.ArrowException):
             problems.append(f"{file} is missing or damaged")
             continue
-        if not tables[name].schema.equals(schema.DATASET):
+        if not table.schema.equals(schema.DATASET):
             problems.append(f"{file} has other columns than a dataset")
-    if problems:
+            continue
+        tables[name] = table
+    if len(tables) < len(_TABLES):
         return problems
     problems += [
         f"{path / name}.parquet holds synthetic rows"
@@ -103,7 +112,7 @@ def _check_dataset(path: Path, config: RunConfig) -> list[str]:
         table.filter(table[schema.IS_SYNTH])
         for table in (tables["train"], *(tables[name] for name in _SYNTHETIC))
     )
-    problems += _check_quota(synthetic, config)
+    problems += _check_quota(synthetic, config.data.labels, made["n_per_class"])
     learned = set(map(normal_form, tables["train"][schema.TEXT].to_pylist()))
     for name in ("validation", "test"):
         shared = learned & set(map(normal_form, tables[name][schema.TEXT].to_pylist()))
@@ -112,11 +121,11 @@ def _check_dataset(path: Path, config: RunConfig) -> list[str]:
     return problems
 
 
-def _check_quota(synthetic: pa.Table, config: RunConfig) -> list[str]:
-    labels, quota = synthetic[schema.LABELS].to_pylist(), config.synthesis.n_per_class
+def _check_quota(synthetic: pa.Table, names: Sequence[str], quota: int) -> list[str]:
+    labels = synthetic[schema.LABELS].to_pylist()
     problems = [
         f"class {name} has {labels.count(label)} synthetic rows, not {quota}"
-        for label, name in enumerate(config.data.labels)
+        for label, name in enumerate(names)
         if labels.count(label) != quota
     ]
     ids = synthetic[schema.CANDIDATE_ID].to_pylist()

@@ -23,6 +23,7 @@ def build_dataset(session: Session) -> None:
     config, directory = session.config, session.directory
     synthesis, distil = config.synthesis, config.distil
     title = f"D  dataset: τ {synthesis.tau:g}, β {distil.beta:g}, T {distil.temperature:g}"
+    parts = dataset_parts(session)
 
     def build(out: Path, log: StageLog) -> None:
         manifest = read_manifest(directory.pool)
@@ -32,6 +33,12 @@ def build_dataset(session: Session) -> None:
                 f"{config.name}` first"
             )
         labels, near = range(len(config.data.labels)), synthesis.screens.near_duplicates
+        if manifest["plan"] != parts["plan"]:
+            raise RunDirectoryError(
+                f"the pool in {directory.path} was made under other settings; run `sentisynth "
+                f"synthesize {config.name}` with the same ones first, or choose another "
+                f"directory with --out"
+            )
         chosen, ledgers = select(
             (read_receipts(directory.pool, manifest, label, near) for label in labels),
             tau=synthesis.tau,
@@ -60,7 +67,7 @@ def build_dataset(session: Session) -> None:
             {name: ledger.as_dict() for name, ledger in zip(names, ledgers, strict=True)},
         )
 
-    session.do("dataset", title, dataset_parts(session), build)
+    session.do("dataset", title, parts, build)
 
 
 def _teacher_logits(session: Session, split: str) -> Any:

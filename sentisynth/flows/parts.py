@@ -1,7 +1,7 @@
 """What decides the bytes of the pool and of the dataset: the parts of their stamps."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sentisynth.errors import RunDirectoryError
@@ -20,15 +20,39 @@ _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 def plan_parts(session: Session) -> dict[str, Any]:
     """What decides the bytes of a unit. τ and the quota do not: they are decided afterwards.
 
-    What the machines decide is read from a pool that was begun, so that it can be read and selected
-    from anywhere; `refuse_other_machines` is asked before units are made.
+    What the machines decide is read from a pool that was begun, so that it can be read, selected
+    from and extended from anywhere; `refuse_other_machines` is asked before units are made.
     """
+    parts = _parts(session)
+    begun = _begun(session, parts)
+    here: dict[str, Callable[[], Any]] = {
+        "unit_size": lambda: _unit_size(session),
+        "precision": lambda: [device.precision for device in session.devices],
+        "devices": lambda: _names(session.devices),
+    }
+    left_open = {
+        name: begun.get(name) or of() for name, of in here.items() if name not in parts["synthesis"]
+    }
+    return {**parts, "synthesis": {**parts["synthesis"], **left_open}}
+
+
+def _parts(session: Session) -> dict[str, Any]:
+    """What the configuration and the models decide, whatever the machines."""
     config, directory = session.config, session.directory
     synthesis = config.synthesis
     teacher = directory.require("teacher", f"teacher {config.name}")
     generator = directory.require("generator", f"generator {config.name}")
-    begun = _begun(session)
     pools = (synthesis.generate_pool, synthesis.verify_pool)
+    decided = {
+        "engine": engine_of(generator, synthesis.engine),
+        "threads": [pool.threads for pool in pools],
+        "sampling": synthesis.sampling.model_dump(mode="json"),
+        "screens": synthesis.screens.model_dump(mode="json"),
+    }
+    if synthesis.unit_size:
+        decided["unit_size"] = synthesis.unit_size
+    if synthesis.precision != "auto":
+        decided["precision"] = [synthesis.precision] * len(pools)
     return {
         "code": _CODE_VERSION,
         "seed": config.seed,
@@ -39,32 +63,24 @@ def plan_parts(session: Session) -> dict[str, Any]:
         "prompts": [list(config.prompts(label)) for label in range(len(config.data.labels))],
         "teacher_max_length": config.teacher.max_length,
         "lowercase": config.data.lowercase,
-        "synthesis": {
-            "unit_size": unit_size(session),
-            "engine": engine_of(generator, synthesis.engine),
-            "precision": (
-                [synthesis.precision] * len(pools)
-                if synthesis.precision != "auto"
-                else begun.get("precision") or [device.precision for device in session.devices]
-            ),
-            "threads": [pool.threads for pool in pools],
-            "devices": begun.get("devices") or _names(session.devices),
-            "sampling": synthesis.sampling.model_dump(mode="json"),
-            "screens": synthesis.screens.model_dump(mode="json"),
-        },
+        "synthesis": decided,
     }
 
 
-def unit_size(session: Session) -> int:
-    """Candidates of a unit, chosen from the memory of an actor where the configuration leaves it
-    open. A pool that was begun keeps its own.
-    """
+def _begun(session: Session, parts: dict[str, Any]) -> dict[str, Any]:
+    """What the stamp of a pool says of its synthesis; nothing if there is none to be kept."""
+    stamp = session.directory.readable_stamp("pool") or {}
+    found: dict[str, Any] = stamp.get("synthesis", {})
+    kept = {name: found.get(name) for name in parts["synthesis"]}
+    is_replaced = session.directory.overwrites and fingerprint(parts) != fingerprint(
+        {**stamp, "synthesis": kept}
+    )
+    return {} if is_replaced else found
+
+
+def _unit_size(session: Session) -> int:
+    """Candidates of a unit, from the memory of an actor."""
     config, directory = session.config, session.directory
-    if config.synthesis.unit_size:
-        return config.synthesis.unit_size
-    begun = _begun(session).get("unit_size")
-    if begun is not None:
-        return int(begun)
     device, placed = session.devices[0], session.placement.generate
     generator = directory.require("generator", f"generator {config.name}")
     if placed.gpus:
@@ -94,21 +110,12 @@ def refuse_other_devices(
             raise RunDirectoryError(
                 f"{session.directory.pool} was begun with {name} {', '.join(there)} for generation "
                 f"and verification, here they are {', '.join(here)}, which gives other bytes: go "
-                f"on there, or begin anew with --overwrite or another --out"
+                f"on there, or begin anew with another --out, or after removing it"
             )
 
 
 def _names(devices: Sequence[DeviceFacts]) -> list[str]:
     return [device.name or device.kind for device in devices]
-
-
-def _begun(session: Session) -> dict[str, Any]:
-    """What the stamp of a pool says of its synthesis; nothing if there is none to be kept."""
-    if session.directory.overwrites:
-        return {}
-    stamp = session.directory.readable_stamp("pool") or {}
-    found: dict[str, Any] = stamp.get("synthesis", {})
-    return found
 
 
 def dataset_parts(session: Session) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
-from sentisynth.config.load import is_base_model
+from sentisynth.config.load import is_base_model, is_ours
 from sentisynth.config.outside import ClusterConfig
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.data.files import directory_aside, write_text
-from sentisynth.data.run_directory import RunDirectory
+from sentisynth.data.run_directory import LOCK, RunDirectory
 from sentisynth.data.splits import Corpus
 from sentisynth.data.storage import is_remote, probe
 from sentisynth.errors import ConfigError, RunDirectoryError
@@ -117,6 +117,7 @@ def workplace(
     if is_remote(out):
         probe(out)
     directory = RunDirectory(out if is_remote(out) else out.resolve(), overwrite)
+    _refuse_foreign(directory.path)
     with directory.locked():
         directory.pull()
         _refuse_other_kind(config, directory)
@@ -140,6 +141,19 @@ def workplace(
         if not makes_nothing:  # what was made stands there already
             write_config(config, directory, versions())
         directory.push_files()
+
+
+def _refuse_foreign(path: Path) -> None:
+    """The config.yaml of something else is not written over. Raises RunDirectoryError."""
+    file = path / "config.yaml"
+    if not file.is_file() or (path / LOCK).exists():
+        return
+    with suppress(ConfigError):
+        if is_ours(path):
+            return
+    raise RunDirectoryError(
+        f"{file} is in the way, and is not a run's; choose another directory with --out"
+    )
 
 
 def _refuse_other_kind(config: NamedConfig, directory: RunDirectory) -> None:

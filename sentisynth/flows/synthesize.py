@@ -29,7 +29,7 @@ from sentisynth.runtime.ray_cluster import (
     cluster_resources,
     facts_of_an_actor,
 )
-from sentisynth.runtime.stream import UnitStream, stream_pools
+from sentisynth.runtime.stream import Finished, UnitStream, stream_pools
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.watch import ClusterChangedError, UnbalancedError
 from sentisynth.seeding import fingerprint
@@ -71,10 +71,11 @@ def fill_pool(session: Session) -> None:
     with session.stage("pool", title) as log:
         log.params(parts)
         if not reader.all_full:
-            (pool / MANIFEST).unlink(missing_ok=True)
             refuse_other_machines(session, parts)
+            _refuse_hopeless(config, reader)  # known from what earlier runs made
             _tell_engine(session, parts["synthesis"])
-            _fill(session, config, reader, plan, done, log)
+            reader.withdraw()
+            _fill(session, config, reader, parts, done, log)
         manifest = reader.publish()
         log.metrics({"ledger": manifest["ledger"]})
         if not is_remote(pool):
@@ -112,25 +113,24 @@ def _fill(
     session: Session,
     config: RunConfig,
     reader: PoolReader,
-    plan: str,
+    parts: dict[str, Any],
     done: set[Unit],
     log: StageLog,
 ) -> None:
-    directory = session.directory
-    short = reader.exhausted()
-    if short is not None:  # known from what earlier runs made
-        raise QuotaError(_why_hopeless(config, reader, short))
+    directory, decided = session.directory, parts["synthesis"]
     splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
     held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
     done, placement = set(done), session.placement
-    while True:
+    while not reader.all_full:
+        _refuse_hopeless(config, reader)
         pools = stream_pools(
             config,
             placement,
             generator=directory.shared("generator"),
             teacher=directory.shared("teacher"),
             pool=directory.pool,
-            plan=plan,
+            plan=fingerprint(parts),
+            arithmetic=list(zip(decided["devices"], decided["precision"], strict=True)),
             evaluation_texts=held_out,
             seed_texts=splits["seed"][schema.TEXT].to_pylist(),
         )
@@ -151,9 +151,9 @@ def _fill(
             placement = wait_for_room(config, placement, session.console.note)
             check_storage(directory.pool)
             devices = tuple(map(facts_of_an_actor, (placement.generate, placement.verify)))
-            refuse_other_devices(session, plan_parts(session), devices)
-        else:
-            return
+            refuse_other_devices(session, parts, devices)
+        for finished in stream.rest():  # while it ended
+            _count(reader, finished, done)
 
 
 def _run(
@@ -180,15 +180,11 @@ def _run(
     with _kept_at_the_end(reader, log, progress, tell), stream:
         for finished in stream:
             if finished is not None:
-                done.add(finished.receipt.unit)
                 progress.finished_unit(finished)
-                reader.journal.add(finished.receipt)
-                reader.offer(finished.receipt)
+                _count(reader, finished, done)
                 if reader.all_full:
                     return
-                short = reader.exhausted()
-                if short is not None:
-                    raise QuotaError(_why_hopeless(config, reader, short))
+                _refuse_hopeless(config, reader)
                 stream.want(reader.horizons())
                 if not is_measured and (seconds := progress.pace(_MEASURED_S)):
                     is_measured = True
@@ -199,6 +195,12 @@ def _run(
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()
                 log.metrics({"stream": progress.figures()}, step=progress.units)
+
+
+def _count(reader: PoolReader, finished: Finished, done: set[Unit]) -> None:
+    done.add(finished.receipt.unit)
+    reader.journal.add(finished.receipt)
+    reader.offer(finished.receipt)
 
 
 @contextmanager
@@ -218,13 +220,16 @@ def _kept_at_the_end(
     log.metrics({"stream": progress.figures()}, step=progress.units)
 
 
-def _why_hopeless(config: RunConfig, reader: PoolReader, label: int) -> str:
-    """One sentence on the label that fell short: how far, and what rejected most."""
+def _refuse_hopeless(config: RunConfig, reader: PoolReader) -> None:
+    """Raise QuotaError where a label fell short: how far, and what rejected most."""
+    label = reader.exhausted()
+    if label is None:
+        return
     counts = reader.tallies[label].ledger.counts
     accepted, generated = counts[schema.ACCEPTED], counts.total()
     rejected = [(n, verdict) for verdict, n in counts.items() if verdict != schema.ACCEPTED]
     n, cause = max(rejected, default=(0, "nothing"))
-    return (
+    raise QuotaError(
         f"class {config.data.labels[label]} has {accepted} accepted rows of "
         f"{config.synthesis.n_per_class} after {generated} candidates "
         f"(synthesis.max_candidates_per_class={config.synthesis.max_candidates_per_class}); "

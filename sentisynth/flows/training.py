@@ -23,6 +23,10 @@ from sentisynth.training.jobs import ARMS, Arm, adapt, distil, teach
 from sentisynth.training.remote import Job, run_from_store, run_here
 
 _NOT_THE_RESULT = {"gpus_per_worker", "checkpoint_every", "max_restarts"}
+_SHARED_OUT = {
+    *("micro_batch_size", "gradient_checkpointing", "workers"),
+    *("engine", "zero_stage", "offload", "deepspeed"),
+}
 _CODE_VERSION = 2  # raise it when the same parts would give another model
 
 
@@ -118,7 +122,7 @@ def train_on_ray(
     Inputs are finished stages; `card` writes the card of the model in a directory. Checkpoints lie
     in a directory of the run that is removed with the training's end.
     """
-    directory, work_name = place.directory, f".training/{name}"
+    directory, work_name, goal = place.directory, f".training/{name}", _goal(parts)
 
     def build(out: Path, log: StageLog) -> None:
         def follow(entry: dict[str, Any]) -> None:
@@ -130,10 +134,10 @@ def train_on_ray(
                 "restart", f"   {reason}; going on from the last checkpoint", times=times
             )
 
-        work, made, run = directory.begin(work_name, parts), out, partial(run_here, job)
+        work, made, run = directory.begin(work_name, goal), out, partial(run_here, job)
         paths = [directory.stage(i) for i in inputs]
         if directory.uri is not None and os.environ.get("RAY_ADDRESS"):
-            work = directory.uri / f"{work_name}-{fingerprint(parts)[:12]}"
+            work = directory.uri / f"{work_name}-{fingerprint(goal)[:12]}"
             made, run = work.with_name(f"{work.name}.out"), partial(run_from_store, job)
             paths = [directory.shared(i) for i in inputs]
         begun = read_progress(work)
@@ -152,6 +156,16 @@ def train_on_ray(
 
     place.do(name, title, parts, build)
     shutil.rmtree(directory.path / work_name, ignore_errors=True)
+
+
+def _goal(parts: dict[str, Any]) -> dict[str, Any]:
+    """Parts without what says how a step is shared out: a checkpoint may be gone on with by other
+    engines, more workers, or in smaller pieces where memory did not suffice.
+    """
+    goal = {k: _goal(v) if isinstance(v, dict) else v for k, v in parts.items()}
+    if "train" in goal:
+        goal["train"] = {k: v for k, v in goal["train"].items() if k not in _SHARED_OUT}
+    return goal
 
 
 def _short(reference: str) -> str:

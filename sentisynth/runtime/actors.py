@@ -14,11 +14,12 @@ from sentisynth.config.types import RunConfig, ScreensConfig
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.storage import here
 from sentisynth.data.units import Unit, write_unit
-from sentisynth.errors import SentisynthError
+from sentisynth.errors import PlacementError, SentisynthError
 from sentisynth.stages.screen import Screen
 
 Bundle = list[tuple[int, int, int]]  # label, number and size of each unit
 Stage = Callable[[Unit, pa.Table | None], pa.Table]
+Arithmetic = tuple[str, str]  # the name of the device that a plan counts on, and the precision
 STAGES = ("generate", "screen", "verify", "write")
 RESTARTED, FAILED = "restarted", "failed"
 _UNITS, _TABLES = "units", "tables"
@@ -148,12 +149,31 @@ def _unpack(packed: pa.LargeBinaryScalar) -> pa.Table:
     return pa.ipc.open_stream(packed.as_buffer()).read_all()
 
 
-def build_generate(model: Path, config: RunConfig) -> Stage:
+def build_generate(model: Path, config: RunConfig, planned: Arithmetic | None = None) -> Stage:
     """The first stage: a unit to its candidates."""
     from sentisynth.stages.generate import Generate
 
-    generate = Generate(here(model), config)
+    generate = Generate(here(model), _as_planned(config, planned))
     return lambda unit, _: generate(unit)
+
+
+def _as_planned(config: RunConfig, planned: Arithmetic | None) -> RunConfig:
+    """The configuration in the plan's precision: each node would choose its own. Raises
+    PlacementError on a device that is not the plan's.
+    """
+    if planned is None:
+        return config
+    from sentisynth.models.devices import device_facts
+
+    (device, precision), facts = planned, device_facts()
+    found = facts.name or facts.kind
+    if found != device:
+        raise PlacementError(
+            f"an actor was placed on {found}, and this pool is made on {device}: another device "
+            f"gives other bytes; keep nodes of one kind in the cluster"
+        )
+    synthesis = config.synthesis.model_copy(update={"precision": precision})
+    return config.model_copy(update={"synthesis": synthesis})
 
 
 def build_screen(config: ScreensConfig, texts: list[Any]) -> Stage:
@@ -162,11 +182,11 @@ def build_screen(config: ScreensConfig, texts: list[Any]) -> Stage:
     return lambda _, table: screen(table)
 
 
-def build_verify(model: Path, config: RunConfig) -> Stage:
+def build_verify(model: Path, config: RunConfig, planned: Arithmetic | None = None) -> Stage:
     """The teacher."""
     from sentisynth.stages.verify import Verify
 
-    verify = Verify(here(model), config)
+    verify = Verify(here(model), _as_planned(config, planned))
     return lambda _, table: verify(table)
 
 

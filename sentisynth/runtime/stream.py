@@ -5,13 +5,14 @@ milliseconds); a task is one row in one stage. What Ray makes again after a deat
 unit, whose bytes are the same each time.
 """
 
+import itertools
 import logging
 import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ from sentisynth.data.units import Unit
 from sentisynth.errors import PlacementError, SentisynthError
 from sentisynth.runtime.actors import (
     FAILED,
+    Arithmetic,
     Bundle,
     Mailbox,
     Reports,
@@ -86,16 +88,19 @@ def stream_pools(
     plan: str,
     evaluation_texts: list[str],
     seed_texts: list[str],
+    arithmetic: Sequence[Arithmetic | None] = (None, None),
 ) -> list[StreamPool]:
-    """The stages of a run."""
-    synthesis = config.synthesis
+    """The stages of a run; `arithmetic` is that of generation and of verification, of each actor's
+    own choice where it is None.
+    """
+    synthesis, (of_generation, of_verification) = config.synthesis, arithmetic
     texts = [ray.put((evaluation_texts, seed_texts))]
 
     n = placement.generate.max_actors
     return [
         StreamPool(
             name="generate",
-            build=partial(build_generate, generator, config),
+            build=partial(build_generate, generator, config, of_generation),
             placed=placement.generate,
         ),
         StreamPool(
@@ -104,7 +109,9 @@ def stream_pools(
             placed=helpers(SCREEN_CPUS, n),
         ),
         StreamPool(
-            name="verify", build=partial(build_verify, teacher, config), placed=placement.verify
+            name="verify",
+            build=partial(build_verify, teacher, config, of_verification),
+            placed=placement.verify,
         ),
         StreamPool(
             name="write",
@@ -182,6 +189,7 @@ class UnitStream:
                 )
         self._rows = rows
         self._found: queue.SimpleQueue[pa.Table | Exception | None] = queue.SimpleQueue()
+        self._row: Iterator[tuple[Receipt, dict[str, float]]] = iter(())
         self._stopped = threading.Event()
         self._reader = threading.Thread(target=self._read, daemon=True)
 
@@ -260,10 +268,22 @@ class UnitStream:
             if time.monotonic() - looked > _TICK_S:
                 looked = time.monotonic()
                 self._look_after()
-            for receipt, seconds in finished_units(row):
+            self._row = finished_units(row)
+            for receipt, seconds in self._row:
                 self._plan.finished(receipt.unit, sum(seconds.values()))
                 self._watch.finished(sum(seconds.values()))
                 yield Finished(receipt=receipt, seconds=seconds)
+
+    def rest(self) -> Iterator[Finished]:
+        """Units that finished after the last that was looked at, once the stream has ended."""
+        rows = [self._row]
+        with suppress(queue.Empty):
+            while True:
+                row = self._found.get_nowait()
+                if isinstance(row, pa.Table):
+                    rows.append(finished_units(row))
+        for receipt, seconds in itertools.chain.from_iterable(rows):
+            yield Finished(receipt=receipt, seconds=seconds)
 
     def _read(self) -> None:
         """Runs the stream in a thread of its own, so that the driver can do other things."""

@@ -300,6 +300,19 @@ def test_what_was_asked_is_kept_while_the_pool_is_at_work_and_then_in_the_manife
     assert not asked.exists()
 
 
+def test_what_was_asked_stays_known_when_a_manifest_is_taken_back(tmp_path: Path) -> None:
+    for label in (0, 1):
+        fill(tmp_path, label, range(4))
+    published(tmp_path, configured("synthesis.n_per_class=70"))
+    FIRST.path(tmp_path).unlink()
+    reader = recovered(tmp_path, configured())
+    reader.withdraw()  # and then the command is killed
+    assert not (tmp_path / "manifest.json").exists()
+    fill(tmp_path, 0, range(1))
+    published(tmp_path, configured())
+    assert n_units(tmp_path) == 8
+
+
 @pytest.mark.parametrize(
     "note",
     [

@@ -31,6 +31,39 @@ def test_overwrite_removes_what_was_made_otherwise(tmp_path: Path) -> None:
     assert not (tmp_path / "teacher").exists()
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_no_run_made_is_never_removed(tmp_path: Path, overwrite: bool) -> None:
+    run = RunDirectory(tmp_path, overwrite)
+    (tmp_path / "teacher").mkdir()
+    assert not run.is_done("teacher", PARTS)
+    notes = tmp_path / "teacher" / "notes.txt"
+    notes.write_text("mine")
+    (tmp_path / "corpus").write_text("mine")
+    for name in ("teacher", "corpus"):
+        with pytest.raises(RunDirectoryError, match=f"{name} is in the way.*--out"):
+            run.is_done(name, PARTS)
+    assert notes.read_text() == "mine"
+
+
+def test_what_is_left_by_one_who_was_cut_off_in_removing_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(RunDirectory(tmp_path))
+    (tmp_path / "teacher" / "predictions").mkdir()
+    run = RunDirectory(tmp_path, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.is_done("teacher", {"code": 2})
+    assert run.read_stamp("teacher") == PARTS
+    assert not run.is_done("teacher", {"code": 2})
+    assert not (tmp_path / "teacher").exists()
+
+
+def interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_stage_that_fails_leaves_nothing_under_its_name(tmp_path: Path) -> None:
     def fail() -> None:
         with directory_aside(tmp_path / "teacher") as out:

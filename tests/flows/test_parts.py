@@ -8,19 +8,22 @@ import pytest
 
 from sentisynth.config.load import load_config
 from sentisynth.errors import RunDirectoryError
-from sentisynth.flows.parts import refuse_other_machines, unit_size
+from sentisynth.flows.parts import plan_parts, refuse_other_machines
 from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.ray_cluster import Placement, PoolPlacement
 from tests.conftest import RESOURCES
 
 
-def session(overrides: list[str], kind: str, memory: int, stamp: Any = None) -> Any:
+def session(
+    overrides: list[str], kind: str, memory: int, stamp: Any = None, *, overwrites: bool = False
+) -> Any:
     gpu = kind == "cuda"
     placed = PoolPlacement(min_actors=1, max_actors=2, cpus=0.5, gpus=0.5 if gpu else 0)
     facts = DeviceFacts(kind=kind, name="", memory=memory, precision="bf16" if gpu else "fp32")
     directory = SimpleNamespace(
-        overwrites=False,
+        overwrites=overwrites,
         pool=Path("pool"),
+        read_stamp=lambda _: {},
         readable_stamp=lambda _: stamp,
         require=lambda *_: Path(RESOURCES / "gpt2-mini"),
     )
@@ -37,13 +40,30 @@ def session(overrides: list[str], kind: str, memory: int, stamp: Any = None) -> 
     [("cpu", 2**34, 256), ("cpu", 2**28, 16), ("cuda", 2**37, 4096), ("cuda", 2**31, 512)],
 )
 def test_units_are_as_large_as_an_actor_holds(kind: str, memory: int, wanted: int) -> None:
-    assert unit_size(session(["synthesis.unit_size=0"], kind, memory)) == wanted
+    parts = plan_parts(session(["synthesis.unit_size=0"], kind, memory))
+    assert parts["synthesis"]["unit_size"] == wanted
 
 
-def test_what_is_given_counts_and_a_pool_keeps_its_own() -> None:
-    assert unit_size(session(["synthesis.unit_size=77"], "cpu", 2**34)) == 77
-    begun = {"synthesis": {"unit_size": 32}}
-    assert unit_size(session(["synthesis.unit_size=0"], "cpu", 2**34, begun)) == 32
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_what_is_given_counts_and_a_pool_keeps_its_own(overwrites: bool) -> None:
+    given = plan_parts(session(["synthesis.unit_size=77"], "cpu", 2**34))
+    assert given["synthesis"]["unit_size"] == 77
+    pool = plan_parts(session(["synthesis.unit_size=0"], "cuda", 2**37))
+    laptop = session(
+        ["synthesis.unit_size=0", "synthesis.n_per_class=7", "synthesis.tau=0.5"],
+        *("cpu", 2**28),
+        pool,
+        overwrites=overwrites,
+    )
+    assert plan_parts(laptop) == pool
+
+
+def test_a_pool_that_is_replaced_is_planned_for_these_machines() -> None:
+    pool = plan_parts(session(["synthesis.unit_size=0"], "cuda", 2**37))
+    other = ["synthesis.unit_size=0", "synthesis.sampling.top_k=7"]
+    laptop = session(other, "cpu", 2**28, pool, overwrites=True)
+    assert plan_parts(laptop)["synthesis"]["devices"] == ["cpu", "cpu"]
+    assert plan_parts(laptop) == plan_parts(session(other, "cpu", 2**28))
 
 
 def test_units_are_not_made_on_other_machines() -> None:

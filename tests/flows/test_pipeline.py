@@ -17,8 +17,10 @@ import yaml
 
 from sentisynth import schema
 from sentisynth.cli import main
+from sentisynth.data.files import json_text
 from sentisynth.data.ledger import adds_up
 from sentisynth.data.text import normal_form
+from sentisynth.seeding import fingerprint
 
 INTERRUPTIBLE = """
 import signal, sys
@@ -211,6 +213,62 @@ def test_check_passes_and_then_finds_the_damage(
     unit.write_bytes(unit.read_bytes()[:-9])
     assert main(["check", str(damaged)]) == 1
     assert unit.name in capsys.readouterr().out
+
+
+def test_check_asks_for_what_was_made_and_that_the_pool_is_the_datasets(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("n_per_class: 30", "n_per_class: 7"))
+    assert (run / "config.yaml").read_text() != config
+    assert main(["check", str(run)]) == 0
+    manifest = json.loads((run / "pool" / "manifest.json").read_text())
+    manifest["plan"] = "0" * 64
+    manifest["sha256"] = fingerprint({k: v for k, v in manifest.items() if k != "sha256"})
+    (run / "pool" / "manifest.json").write_text(json_text(manifest))
+    assert main(["check", str(run)]) == 1
+    assert "was made from another pool" in capsys.readouterr().out
+
+
+def test_a_dataset_is_not_made_from_another_plans_pool(
+    run: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = stamps(run)
+    shutil.rmtree(run / "dataset")
+    other = [*quick_overrides, "synthesis.sampling.top_k=7", "--out", str(run)]
+    assert main(["distil", "quickstart", *other]) == 2
+    assert "was made under other settings; run `sentisynth synthesize" in capsys.readouterr().err
+    assert {k: v for k, v in before.items() if "/dataset/" not in k} == stamps(run)
+
+
+def test_a_student_of_another_teacher_is_not_shown_beside_this_one(
+    run: Path, quick_overrides: list[str], ray_session: None
+) -> None:
+    config = json.loads((run / "teacher" / "config.json").read_text())
+    (run / "teacher" / "config.json").write_text(json.dumps({**config, "retrained": True}))
+    assert main(["evaluate", "quickstart", *quick_overrides, "--out", str(run)]) == 0
+    arms = json.loads((run / "metrics.json").read_text())["arms"]
+    assert [arm["name"] for arm in arms] == ["teacher"]
+
+
+def test_folders_of_ones_own_are_not_written_over(
+    tmp_path: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    for file in ("corpus/mine.csv", "config.yaml"):
+        (tmp_path / file).write_text("mine: 1")
+    command = ["teacher", "quickstart", *quick_overrides]
+    for name in ("config.yaml", "corpus"):
+        assert main([*command, "--out", str(tmp_path)]) == 2
+        assert f"{tmp_path / name} is in the way" in capsys.readouterr().err
+        (tmp_path / "config.yaml").unlink(missing_ok=True)
+    assert (tmp_path / "corpus" / "mine.csv").read_text() == "mine: 1"
 
 
 def test_a_damaged_unit_is_made_again_alone_with_the_same_bytes(

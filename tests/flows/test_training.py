@@ -121,6 +121,28 @@ def test_a_killed_driver_changes_nothing(corpus: Path, tiny_bert: Path, tmp_path
     assert not list((out / ".training").iterdir())
 
 
+def test_a_checkpoint_is_gone_on_with_in_smaller_pieces_and_by_another_engine(
+    tiny_bert: Path,
+    tmp_path: Path,
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def out_of_memory(*_: object) -> None:
+        raise TrainingError("the worker died of memory")
+
+    monkeypatch.setattr("sentisynth.flows.training.run_training", out_of_memory)
+    command = ["teacher", "quickstart", f"teacher.model={tiny_bert}", "--out", str(tmp_path)]
+    assert main(command) == 2
+    checkpoint = tmp_path / ".training" / "teacher" / "state-00000002.safetensors"
+    checkpoint.touch()
+    smaller = ["micro_batch_size=2", "gradient_checkpointing=true", "workers=2", "engine=deepspeed"]
+    assert main([*command, *(f"teacher.train.{key}" for key in smaller)]) == 2
+    assert "died of memory" in capsys.readouterr().err and checkpoint.exists()
+    assert main([*command, "teacher.train.batch_size=4"]) == 2
+    assert "was begun from something else" in capsys.readouterr().err and checkpoint.exists()
+
+
 @pytest.mark.chaos
 def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: None) -> None:
     def job(report: Report, _: str) -> None:

@@ -10,8 +10,10 @@ from sentisynth import schema
 from sentisynth.config.load import load_config
 from sentisynth.config.types import ScreensConfig
 from sentisynth.data.units import Unit
+from sentisynth.errors import PlacementError
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.generator import load_generator
+from sentisynth.runtime.actors import build_generate
 from sentisynth.stages.generate import Generate
 from sentisynth.stages.screen import Screen, repetition
 from sentisynth.stages.verify import Verify
@@ -104,6 +106,23 @@ def generate(tmp_path: Path, tiny_gpt2: Path) -> Generate:
     tokenizer.save_pretrained(tmp_path)
     sizes = ["synthesis.unit_size=5", "synthesis.sampling.max_new_tokens=6"]
     return Generate(tmp_path, load_config("quickstart", sizes))
+
+
+def test_an_actor_works_in_the_plans_precision_and_refuses_another_device(
+    tmp_path: Path, generate: Generate
+) -> None:
+    del generate
+    sizes = ["synthesis.unit_size=5", "synthesis.sampling.max_new_tokens=6"]
+    texts = []
+    for precision in ("fp32", "bf16"):
+        config = load_config("quickstart", [*sizes, f"synthesis.precision={precision}"])
+        chosen = Generate(tmp_path, config)(Unit(0, 0, 5))
+        planned = build_generate(tmp_path, load_config("quickstart", sizes), ("cpu", precision))
+        assert planned(Unit(0, 0, 5), None).equals(chosen)
+        texts.append(chosen[schema.TEXT])
+    assert not texts[0].equals(texts[1])
+    with pytest.raises(PlacementError, match="placed on cpu, and this pool is made on H100"):
+        build_generate(tmp_path, load_config("quickstart", sizes), ("H100", "bf16"))
 
 
 def test_generate_fills_a_unit(generate: Generate) -> None:
