@@ -182,9 +182,15 @@ def _check_others(pool: Path, files: dict[str, str]) -> list[str]:
         for path in sorted(pool.rglob("*"))
         if path.is_file()
         and path not in ours
-        and not (path.name.startswith("unit-") and path.suffix == ".parquet")
+        and not _like_a_unit(path)
         and path.parent.name != journal.DIRECTORY
     ]
+
+
+def _like_a_unit(path: Path) -> bool:
+    """Whether a file is looked at as a unit, or as a strange name of one."""
+    is_named = path.name.startswith("unit-") and path.suffix == ".parquet"
+    return is_named and path.parent.name.startswith("label=")
 
 
 def _check_ledger(manifest: dict[str, Any]) -> list[str]:

@@ -478,7 +478,16 @@ def a_label_too_many(pool: Path) -> set[str]:
     return {f"{Unit(2, 0, SIZE).path(pool)} is not in the manifest"}
 
 
-@pytest.mark.parametrize("damage", [swapped, deleted, cut_short, a_file_too_many, a_label_too_many])
+def a_file_elsewhere(pool: Path) -> set[str]:
+    path = pool / FIRST.path(pool).name
+    path.write_bytes(FIRST.path(pool).read_bytes())
+    return {f"{path} does not belong"}
+
+
+DAMAGES = [swapped, deleted, cut_short, a_file_too_many, a_label_too_many, a_file_elsewhere]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_check_finds_files_that_are_not_the_manifests(
     finished: Path, damage: Callable[[Path], set[str]]
 ) -> None:

@@ -79,6 +79,12 @@ def test_a_base_model_is_made_recorded_and_not_made_again(
     assert "holds a pretraining; choose another directory" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "run")]) == 2
     assert "is of a pretraining, which has no report" in capsys.readouterr().err
+    later = ("embeddings/embeddings.safetensors", "start/metrics.json")
+    for file in later:
+        (tmp_path / "run" / file).write_text("{}")
+    assert main(["check", str(tmp_path / "run")]) == 1
+    told = capsys.readouterr().out
+    assert all(f"{file} was altered" in told for file in later)
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
