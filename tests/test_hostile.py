@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 
 from sentisynth.cli import main
 from sentisynth.config.load import load_config
+from sentisynth.config.outside import without_secrets
 from sentisynth.data.manifest import read_manifest
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.sources import read_rows
@@ -80,13 +81,16 @@ def test_a_name_is_no_path(name: str) -> None:
         load_config("quickstart", [f"name={json.dumps(name)}"])
 
 
-def test_a_recipe_chooses_no_file_to_write(tmp_path: Path) -> None:
+def test_a_recipe_chooses_no_place_to_write_or_send_to(tmp_path: Path) -> None:
     values = load_config("quickstart").model_dump(mode="json")
     recipe = tmp_path / "recipe.yaml"
-    for uri in ("sqlite:////home/x/.bashrc", "file:///etc", "/tmp/x", "../x.db"):
+    for uri in ("sqlite:////home/x/.bashrc", "/tmp/x", "https://evil.example", "databricks"):
         recipe.write_text(yaml.safe_dump({**values, "tracking": {"uri": uri}}))
-        with pytest.raises(ConfigError, match="a recipe names servers alone"):
+        with pytest.raises(ConfigError, match="sets tracking.uri, and a recipe does not choose"):
             load_config(str(recipe))
+    recipe.write_text(yaml.safe_dump({**values, "tracking": {"experiment": "x"}}))
+    given = load_config(str(recipe), ["tracking.uri=https://mine.example"])
+    assert given.tracking.uri == "https://mine.example"
     for key in ("tensorboard", "csv_monitor", "wandb"):
         from sentisynth.training.deepspeed_engine import deepspeed_settings
 
@@ -105,14 +109,21 @@ def test_a_recipe_chooses_no_file_to_write(tmp_path: Path) -> None:
         "postgresql://me:hunter2@db/mlflow",
         "https://me:hunter2@mlflow.example",
         "https://hunter2@mlflow.example",
+        *(f"postgresql://me:hunter2{x}@db/mlflow" for x in ("#x", "/x", "?x", "@x", " x", "[")),
         "postgresql://db/mlflow?user=me&password=hunter2",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Dhunter2",
+        *(f"https://h/?a=1&{key}=hunter2" for key in ("api_key", "apiKey", "client_secret", "key")),
     ],
 )
 def test_no_secret_is_written_down(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(["run", "quickstart", f"tracking.uri={uri}"], capsys)
     assert "holds a password" in told and "hunter2" not in told
+    assert "hunter2" not in without_secrets(f"no server at {uri}; try again")
     with pytest.raises(RunDirectoryError, match="holds a password"):
-        location("s3://key:hunter2@bucket/run")
+        location("s3://key:hun/ter2@bucket/run")
+    for harmless in ("sqlite:////home/me@work/mlflow.db", "https://h/?experiment=1", "databricks"):
+        assert without_secrets(harmless) == harmless
+        assert load_config("quickstart", [f"tracking.uri={harmless}"]).tracking.uri == harmless
 
 
 def test_a_tracking_password_of_the_environment_is_not_told(

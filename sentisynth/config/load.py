@@ -32,7 +32,6 @@ _REFERENCES = {
     "start": ("model",),
 }
 _NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
-_SERVERS = ("http://", "https://", "databricks", "postgresql", "mysql", "mssql")
 _TYPE_WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -224,13 +223,15 @@ def _read_deepspeed(values: dict[str, Any]) -> None:
 
 
 def _refuse_places(recipe: str, values: dict[str, Any]) -> None:
-    """A recipe may be a stranger's: it does not choose files to write. Raises ConfigError."""
+    """A recipe may be a stranger's: it does not choose where records are written, nor to whom the
+    tracking credentials of this environment are sent. Raises ConfigError.
+    """
     tracking = values.get("tracking")
-    uri = tracking.get("uri") if isinstance(tracking, dict) else None
-    if isinstance(uri, str) and not uri.startswith(_SERVERS):
+    if isinstance(tracking, dict) and tracking.get("uri") is not None:
         raise ConfigError(
-            f"tracking.uri in {recipe} is {uri!r}, a file; a recipe names servers alone "
-            f"({', '.join(_SERVERS)}): give tracking.uri={uri} on the command line"
+            f"{recipe} sets tracking.uri, and a recipe does not choose where records and "
+            f"credentials go; remove it there, and give tracking.uri=URI on the command line or "
+            f"set MLFLOW_TRACKING_URI"
         )
 
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sentisynth.config.outside import without_secrets
 from sentisynth.config.types import NamedConfig
 from sentisynth.data.files import write_json
 from sentisynth.errors import RunDirectoryError, TrackingError
@@ -18,7 +19,6 @@ from sentisynth.seeding import fingerprint
 
 PARENT = "mlflow.parentRunId"
 _KEY = "sentisynth_key"
-_PASSWORD = re.compile(r"(//)[^/@\s]+(?=@)|((?:password|passwd|token)=)[^&\s]+", re.IGNORECASE)
 _ILLEGAL = re.compile(r"[^a-zA-Z0-9_\-. ]")
 _LONGEST_KEY, _LONGEST_VALUE = 240, 6000
 _NEVER = (400, 404, 409, 413)  # what a store answers to what it will not take later either
@@ -249,11 +249,6 @@ class Tracker:
         return run_id
 
 
-def without_secrets(uri: str) -> str:
-    """A URI whose user and password, if it has them, are not told."""
-    return _PASSWORD.sub(r"\1\2***", uri)
-
-
 def _dataset(entry: dict[str, Any]) -> Any:
     from mlflow.entities import Dataset, DatasetInput
 
@@ -292,7 +287,7 @@ def store(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = _PASSWORD.sub(r"\1\2***", " ".join(str(error).split()))[:300]
+        reason = without_secrets(" ".join(str(error).split()))[:300]
         raise TrackingError(
             f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
         ) from None
