@@ -114,6 +114,19 @@ def test_ray_up_files_keep_to_loopback_and_a_token() -> None:
         assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+def test_gpu_nodes_have_the_driver_that_the_pinned_torch_needs() -> None:
+    from ray.autoscaler._private.aws.config import _check_ami
+
+    aws = read(CLUSTER / "aws.yaml")
+    _check_ami(aws)  # puts Ray's default, of CUDA 11, where none is given
+    for kind in aws["available_node_types"].values():
+        assert kind["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/deeplearning/")
+    for kind in read(CLUSTER / "gcp.yaml")["available_node_types"].values():
+        image = kind["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+        assert int(image.rsplit("-", 1)[-1]) >= 580
+    assert f"torch=={pinned('torch')}" in (CLUSTER / "README.md").read_text()
+
+
 def check_manifest(manifest: dict[str, Any], schema: dict[str, Any]) -> None:
     jsonschema.validate(manifest, schema)
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])

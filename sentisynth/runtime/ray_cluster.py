@@ -152,15 +152,25 @@ def cluster_resources() -> Resources:
 
 
 def facts_of_an_actor(placed: PoolPlacement) -> "DeviceFacts":
-    """Of the device that an actor of this pool gets; asked there if it has a GPU, else here."""
+    """Of the device that an actor of this pool gets; asked there if it has a GPU, else here.
+
+    Raises PlacementError where the actor does not see the GPU that it is given.
+    """
     import torch  # here: the stream's small processes import this module and start fast
 
-    from sentisynth.models.devices import device_facts
+    from sentisynth.models.devices import check_gpu, device_facts
+
+    def facts() -> "DeviceFacts":
+        check_gpu()
+        return device_facts()
 
     if not placed.gpus:
         return device_facts(torch.device("cpu"))  # the driver may see a GPU that the actor does not
-    ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(device_facts)
-    return ray.get(ask.remote())
+    ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(facts)
+    try:
+        return ray.get(ask.remote())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
