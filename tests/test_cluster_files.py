@@ -149,6 +149,9 @@ def test_kuberay_manifests_fit_their_schemas(name: str, schema: dict[str, Any]) 
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
     assert spec["authOptions"] == {"mode": "token"} and spec["rayVersion"] == pinned("ray")
     worker = spec["workerGroupSpecs"][0]
+    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] >= 600
+    if "entrypoint" in manifest["spec"]:  # asks for what is started
+        assert f"cluster.gpus={worker['replicas']}" in manifest["spec"]["entrypoint"]
     assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
     broken = copy.deepcopy(manifest)
     (broken["spec"].get("rayClusterSpec") or broken["spec"])["workerGroupSpec"] = []

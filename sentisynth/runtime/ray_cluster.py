@@ -179,6 +179,7 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     On CPUs, generation gets an actor a CPU and verification one or more, on even shares; a machine
     with one CPU runs both. On GPUs, each has an actor on every GPU.
     """
+    _refuse_empty(resources)
     cpus, gpus = resources.cpus, resources.gpus
     spare = cpus - SCREEN_CPUS - WRITE_CPUS
     wanted = [config.generate_pool, config.verify_pool]
@@ -257,8 +258,18 @@ def _place_pool(
     return PoolPlacement(min_actors=least, max_actors=most, cpus=own_cpus, gpus=own_gpus)
 
 
+def _refuse_empty(resources: Resources) -> None:
+    """Raise PlacementError where there is a head alone, on which no stage runs."""
+    if not resources.cpus:
+        raise PlacementError(
+            "the cluster has no CPU for the stages: a head alone, whose workers are not there; "
+            "give cluster.gpus=N to ask for GPU nodes and wait for them, or cluster.nodes=N"
+        )
+
+
 def place_training(config: TrainConfig, resources: Resources) -> dict[str, float]:
     """CPUs and GPUs of one training worker. Raises PlacementError if they are not there."""
+    _refuse_empty(resources)
     own_gpus = config.gpus_per_worker
     if own_gpus is None:
         own_gpus = 1.0 if resources.gpus else 0.0

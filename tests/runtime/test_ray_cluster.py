@@ -89,6 +89,13 @@ def test_a_training_worker_fits_on_a_node(
     assert place_training(config, nodes(*cpus)) == {"CPU": share, "GPU": 0}
 
 
+def test_a_head_alone_is_told_to_ask_for_nodes() -> None:
+    with pytest.raises(PlacementError, match="give cluster.gpus=N"):
+        place_training(TrainConfig(), nodes(0))
+    with pytest.raises(PlacementError, match="give cluster.gpus=N"):
+        place_stream(SynthesisConfig(), nodes(0))
+
+
 def test_an_actor_that_does_not_see_its_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
     reports = SimpleNamespace(add=SimpleNamespace(remote=told.append))
