@@ -5,6 +5,7 @@ written where it should not be, and what is wrong is said in one sentence.
 import json
 import pickle
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,25 @@ def test_records_of_a_stranger_send_no_file_of_yours(tmp_path: Path) -> None:
     shutil.copytree(run, moved)
     Tracker(config, moved).log.artifacts(moved / "file", "")
     assert list((moved / "mlflow" / "artifacts").rglob("file"))
+
+
+def test_a_stranger_s_store_leads_no_artifact_elsewhere(tmp_path: Path) -> None:
+    config, run = load_config("quickstart"), tmp_path / "a run"
+    run.mkdir()
+    (run / "file").write_text("x")
+    Tracker(config, run).log.artifacts(run / "file", "")
+    assert list((run / "mlflow" / "artifacts").rglob("file"))
+    outside = (tmp_path / "outside").as_uri()
+    with sqlite3.connect(run / "mlflow" / "mlflow.db") as store:
+        store.execute(
+            "CREATE TRIGGER evil AFTER INSERT ON runs BEGIN "
+            f"UPDATE runs SET artifact_uri='{outside}' WHERE run_uuid=NEW.run_uuid; END"
+        )
+    (run / "mlflow.json").unlink()
+    tracker = Tracker(config, run)
+    tracker.log.artifacts(run / "file", "")
+    assert "not in its own directory" in str(tracker.outbox.error)
+    assert not (tmp_path / "outside").exists()
 
 
 def test_objects_whose_names_lead_elsewhere_are_not_fetched(tmp_path: Path) -> None:
