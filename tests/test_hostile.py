@@ -41,6 +41,9 @@ class Trap:
         return Path.touch, (self._path,)
 
 
+DEEP = "[" * 100_000
+
+
 @pytest.fixture
 def sprung(tmp_path: Path) -> Path:
     """A file that is there if something of a stranger's was executed."""
@@ -160,6 +163,26 @@ def test_links_out_of_the_run_directory_are_not_followed(
     assert "outside of the run directory" in told
     assert [p.name for p in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"arms": []}', '{"arms": [1]}', DEEP])
+def test_figures_that_are_none_are_no_report(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    told = refused(["report", str(tmp_path)], capsys)
+    assert "metrics.json is damaged" in told and "run `sentisynth evaluate`" in told
+
+
+def test_json_without_end_is_damage(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.stage("teacher").mkdir()
+    (directory.stage("teacher") / "stage.json").write_text(DEEP)
+    with pytest.raises(RunDirectoryError, match="is damaged"):
+        directory.read_stamp("teacher")
+    (tmp_path / "manifest.json").write_text(DEEP)
+    with pytest.raises(RunDirectoryError, match="is damaged"):
+        read_manifest(tmp_path)
 
 
 def test_a_stamp_that_lists_files_outside_reads_none(tmp_path: Path) -> None:

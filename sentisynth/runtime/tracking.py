@@ -236,7 +236,7 @@ class Tracker:
         try:
             known = json.loads(self._file.read_text(encoding="utf-8"))
             run_id = str(known.pop("run_id"))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, RecursionError):
             raise RunDirectoryError(f"{self._file} is damaged; remove it") from None
         if known != self._identity:
             return None
