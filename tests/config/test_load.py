@@ -71,7 +71,7 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
             "name: !!int abc",
             "seed: " + "1" * 5000,
         ),
-        *("name: !!timestamp abc", "name: !!bool abc", "name: " + "[" * 3000),
+        *("name: !!timestamp abc", "name: !!bool abc", "name: " + "[" * 600),
     ],
 )
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
@@ -88,7 +88,7 @@ BOMB = f"[&a [x, x, x, x, x, x, x, x, x, x], {HELD}]"
     ("override", "told"),
     [
         ("seed=2024-13-45", "seed is '2024-13-45'; it must be a whole number"),
-        ("seed=" + "[" * 3000, "[[[["),
+        ("seed=" + "[" * 600, "[[[["),
         ("seed=" + "1" * 5000, "1 … 1"),
         (f"name={BOMB}", "values"),
         ("teacher.train.deepspeed=&a {a: *a}", "without anchors"),
@@ -103,11 +103,11 @@ def test_a_value_without_end_is_one_sentence(override: str, told: str) -> None:
     assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "~nosuchuser/x"])
+@pytest.mark.parametrize("name", ["./" + "x" * 300, "~nosuchuser/x"])
 def test_a_name_that_can_be_no_path_is_one_sentence(name: str) -> None:
     with pytest.raises(ConfigError, match="there is no recipe or file"):
         load_config(name)
-    config = load_config("quickstart", [f"teacher.model=/{name}", f"data.source={name}.csv"])
+    config = load_config("quickstart", [f"teacher.model={name}", f"data.source={name}.csv"])
     with pytest.raises(ModelError, match="there is no model directory"):
         resolve_model(config.teacher.model)
     with pytest.raises(ModelError, match="there is no model"):
