@@ -24,15 +24,26 @@ RAY_AUTH_TOKEN_PATH=$(mktemp "$HOME/.ray/job-$SLURM_JOB_ID-XXXXXX")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH RAY_USAGE_STATS_ENABLED=0
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600  # a .venv on a shared file system starts slowly
-trap 'rm -f "$RAY_AUTH_TOKEN_PATH"' EXIT
+ended=$RAY_AUTH_TOKEN_PATH.status
+trap 'rm -f "$RAY_AUTH_TOKEN_PATH" "$ended"' EXIT
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 port=$((20000 + SLURM_JOB_ID % 20000))
 
-# one Ray process group a node; the command runs on the head once all nodes are there
+# one Ray process group a node; the command runs on the head once all nodes are there. Its status is
+# noted: Ray's own is 0 where the head did not start, srun's is that of any lost node. The options
+# are those that `ray start` takes on a head and on a worker; the dashboard is on the head's loopback.
+# shellcheck disable=SC2016
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
   --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=0 \
   ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" \
-  --include-dashboard=false -- env RAY_ADDRESS="$address:$port" sentisynth "$@"
+  -- env RAY_ADDRESS="$address:$port" \
+  bash -c 'status=0; "${@:2}" || status=$?; echo "$status" > "$1"; exit "$status"' \
+  bash "$ended" sentisynth "$@" || true
+if [[ ! -s $ended ]]; then
+  echo "slurm.sh: sentisynth did not run to its end; Ray's words are above" >&2
+  exit 1
+fi
+exit "$(cat "$ended")"

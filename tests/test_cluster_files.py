@@ -1,6 +1,7 @@
 """Every file under cluster/ is read by what would read it, or by its schema."""
 
 import copy
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,19 @@ def test_ray_up_files_keep_to_loopback_and_a_token() -> None:
         assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+def test_gpu_nodes_have_the_driver_that_the_pinned_torch_needs() -> None:
+    from ray.autoscaler._private.aws.config import _check_ami
+
+    aws = read(CLUSTER / "aws.yaml")
+    _check_ami(aws)  # puts Ray's default, of CUDA 11, where none is given
+    for kind in aws["available_node_types"].values():
+        assert kind["node_config"]["ImageId"].startswith("resolve:ssm:/aws/service/deeplearning/")
+    for kind in read(CLUSTER / "gcp.yaml")["available_node_types"].values():
+        image = kind["node_config"]["disks"][0]["initializeParams"]["sourceImage"]
+        assert int(image.rsplit("-", 1)[-1]) >= 580
+    assert f"torch=={pinned('torch')}" in (CLUSTER / "README.md").read_text()
+
+
 def check_manifest(manifest: dict[str, Any], schema: dict[str, Any]) -> None:
     jsonschema.validate(manifest, schema)
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
@@ -135,6 +149,9 @@ def test_kuberay_manifests_fit_their_schemas(name: str, schema: dict[str, Any]) 
     spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
     assert spec["authOptions"] == {"mode": "token"} and spec["rayVersion"] == pinned("ray")
     worker = spec["workerGroupSpecs"][0]
+    assert spec["autoscalerOptions"]["idleTimeoutSeconds"] >= 600
+    if "entrypoint" in manifest["spec"]:  # asks for what is started
+        assert f"cluster.gpus={worker['replicas']}" in manifest["spec"]["entrypoint"]
     assert worker["minReplicas"] <= worker["replicas"] <= worker["maxReplicas"]
     broken = copy.deepcopy(manifest)
     (broken["spec"].get("rayClusterSpec") or broken["spec"])["workerGroupSpec"] = []
@@ -169,3 +186,77 @@ def test_scripts_pass_shellcheck() -> None:
         assert done.returncode == 0, done.stdout
         syntax = subprocess.run(["bash", "-n", script], check=False)
         assert syntax.returncode == 0
+
+
+# what Slurm has, for one node; `ray` runs the command, or not, as Ray where the head did not start
+STUBS = {
+    "scontrol": "echo node1",
+    "srun": 'while [[ $1 == --* ]]; do shift; done; "$@"',
+    "hostname": "echo 10.0.0.1",
+    "ray": """echo "$@" > "$STUBS/ray.txt"
+        [[ -e $STUBS/broken ]] && exit 0
+        while [[ $1 != -- ]]; do shift; done; shift; "$@"; exit "${RAY_ENDS:-$?}\"""",
+    "sentisynth": 'echo "$@" > "$STUBS/ran.txt"; exit "${ENDS:-0}"',
+}
+
+
+def slurm(project: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """cluster/slurm.sh in a shell where Slurm, Ray and sentisynth are stubs."""
+    stubs = project / ".venv" / "bin"
+    stubs.mkdir(parents=True, exist_ok=True)
+    (stubs / "activate").write_text(f"PATH={stubs}:{BIN}:$PATH\n")
+    for name, text in STUBS.items():
+        (stubs / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
+        (stubs / name).chmod(0o755)
+    given = {
+        "SLURM_SUBMIT_DIR": str(project),
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NODELIST": "node1",
+        "SLURM_JOB_NUM_NODES": "2",
+        "SLURM_CPUS_PER_TASK": "4",
+        "HOME": str(project),
+        "STUBS": str(stubs),
+        **variables,
+    }
+    return subprocess.run(
+        ["bash", CLUSTER / "slurm.sh", *command],
+        env={"PATH": os.environ["PATH"], **given},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_slurm_job_ends_with_the_status_of_its_command(tmp_path: Path) -> None:
+    done = slurm(tmp_path, "run", "sst2", "data.source=a b")
+    assert done.returncode == 0, done.stderr
+    stubs = tmp_path / ".venv" / "bin"
+    assert (stubs / "ran.txt").read_text() == "run sst2 data.source=a b\n"
+    assert slurm(tmp_path, "run", "sst2", ENDS="2").returncode == 2
+    assert slurm(tmp_path, "run", "sst2", RAY_ENDS="9").returncode == 0  # a lost node
+    (stubs / "broken").touch()
+    never = slurm(tmp_path, "run", "sst2")
+    assert never.returncode == 1 and "did not run to its end" in never.stderr
+    assert not [*(tmp_path / ".ray").iterdir()]
+
+
+def test_ray_takes_the_options_of_the_slurm_job_on_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray._private.node
+    from click.testing import CliRunner
+    from ray.scripts.scripts import start
+    from ray.scripts.symmetric_run import curate_and_validate_ray_start_args
+
+    class StartedError(Exception):
+        pass
+
+    def begin(*_: Any, **__: Any) -> None:
+        raise StartedError
+
+    slurm(tmp_path, "run", "sst2")
+    line = (tmp_path / ".venv" / "bin" / "ray.txt").read_text().split()
+    options = curate_and_validate_ray_start_args(line[1 : line.index("--")])
+    monkeypatch.setattr(ray._private.node, "Node", begin)
+    done = CliRunner().invoke(start, ["--address", "127.0.0.1:1", "--block", *options])
+    assert isinstance(done.exception, StartedError), done.output

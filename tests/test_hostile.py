@@ -5,6 +5,7 @@ written where it should not be, and what is wrong is said in one sentence.
 import json
 import pickle
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from mlflow import MlflowClient
 
 from sentisynth.cli import main
 from sentisynth.config.load import load_config
+from sentisynth.config.outside import without_secrets
 from sentisynth.data.manifest import read_manifest
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.sources import read_rows
@@ -37,6 +39,9 @@ class Trap:
 
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         return Path.touch, (self._path,)
+
+
+DEEP = "[" * 100_000
 
 
 @pytest.fixture
@@ -80,13 +85,16 @@ def test_a_name_is_no_path(name: str) -> None:
         load_config("quickstart", [f"name={json.dumps(name)}"])
 
 
-def test_a_recipe_chooses_no_file_to_write(tmp_path: Path) -> None:
+def test_a_recipe_chooses_no_place_to_write_or_send_to(tmp_path: Path) -> None:
     values = load_config("quickstart").model_dump(mode="json")
     recipe = tmp_path / "recipe.yaml"
-    for uri in ("sqlite:////home/x/.bashrc", "file:///etc", "/tmp/x", "../x.db"):
+    for uri in ("sqlite:////home/x/.bashrc", "/tmp/x", "https://evil.example", "databricks"):
         recipe.write_text(yaml.safe_dump({**values, "tracking": {"uri": uri}}))
-        with pytest.raises(ConfigError, match="a recipe names servers alone"):
+        with pytest.raises(ConfigError, match="sets tracking.uri, and a recipe does not choose"):
             load_config(str(recipe))
+    recipe.write_text(yaml.safe_dump({**values, "tracking": {"experiment": "x"}}))
+    given = load_config(str(recipe), ["tracking.uri=https://mine.example"])
+    assert given.tracking.uri == "https://mine.example"
     for key in ("tensorboard", "csv_monitor", "wandb"):
         from sentisynth.training.deepspeed_engine import deepspeed_settings
 
@@ -105,14 +113,21 @@ def test_a_recipe_chooses_no_file_to_write(tmp_path: Path) -> None:
         "postgresql://me:hunter2@db/mlflow",
         "https://me:hunter2@mlflow.example",
         "https://hunter2@mlflow.example",
+        *(f"postgresql://me:hunter2{x}@db/mlflow" for x in ("#x", "/x", "?x", "@x", " x", "[")),
         "postgresql://db/mlflow?user=me&password=hunter2",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Dhunter2",
+        *(f"https://h/?a=1&{key}=hunter2" for key in ("api_key", "apiKey", "client_secret", "key")),
     ],
 )
 def test_no_secret_is_written_down(uri: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = refused(["run", "quickstart", f"tracking.uri={uri}"], capsys)
     assert "holds a password" in told and "hunter2" not in told
+    assert "hunter2" not in without_secrets(f"no server at {uri}; try again")
     with pytest.raises(RunDirectoryError, match="holds a password"):
-        location("s3://key:hunter2@bucket/run")
+        location("s3://key:hun/ter2@bucket/run")
+    for harmless in ("sqlite:////home/me@work/mlflow.db", "https://h/?experiment=1", "databricks"):
+        assert without_secrets(harmless) == harmless
+        assert load_config("quickstart", [f"tracking.uri={harmless}"]).tracking.uri == harmless
 
 
 def test_a_tracking_password_of_the_environment_is_not_told(
@@ -148,6 +163,26 @@ def test_links_out_of_the_run_directory_are_not_followed(
     assert "outside of the run directory" in told
     assert [p.name for p in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"arms": []}', '{"arms": [1]}', DEEP])
+def test_figures_that_are_none_are_no_report(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.json").write_text(text)
+    told = refused(["report", str(tmp_path)], capsys)
+    assert "metrics.json is damaged" in told and "run `sentisynth evaluate`" in told
+
+
+def test_json_without_end_is_damage(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.stage("teacher").mkdir()
+    (directory.stage("teacher") / "stage.json").write_text(DEEP)
+    with pytest.raises(RunDirectoryError, match="is damaged"):
+        directory.read_stamp("teacher")
+    (tmp_path / "manifest.json").write_text(DEEP)
+    with pytest.raises(RunDirectoryError, match="is damaged"):
+        read_manifest(tmp_path)
 
 
 def test_a_stamp_that_lists_files_outside_reads_none(tmp_path: Path) -> None:
@@ -206,6 +241,25 @@ def test_records_of_a_stranger_send_no_file_of_yours(tmp_path: Path) -> None:
     shutil.copytree(run, moved)
     Tracker(config, moved).log.artifacts(moved / "file", "")
     assert list((moved / "mlflow" / "artifacts").rglob("file"))
+
+
+def test_a_stranger_s_store_leads_no_artifact_elsewhere(tmp_path: Path) -> None:
+    config, run = load_config("quickstart"), tmp_path / "a run"
+    run.mkdir()
+    (run / "file").write_text("x")
+    Tracker(config, run).log.artifacts(run / "file", "")
+    assert list((run / "mlflow" / "artifacts").rglob("file"))
+    outside = (tmp_path / "outside").as_uri()
+    with sqlite3.connect(run / "mlflow" / "mlflow.db") as store:
+        store.execute(
+            "CREATE TRIGGER evil AFTER INSERT ON runs BEGIN "
+            f"UPDATE runs SET artifact_uri='{outside}' WHERE run_uuid=NEW.run_uuid; END"
+        )
+    (run / "mlflow.json").unlink()
+    tracker = Tracker(config, run)
+    tracker.log.artifacts(run / "file", "")
+    assert "not in its own directory" in str(tracker.outbox.error)
+    assert not (tmp_path / "outside").exists()
 
 
 def test_objects_whose_names_lead_elsewhere_are_not_fetched(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import json
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -32,7 +33,9 @@ _REFERENCES = {
     "start": ("model",),
 }
 _NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
-_SERVERS = ("http://", "https://", "databricks", "postgresql", "mysql", "mssql")
+# what a value that does not fit its tag, or brackets without end, raise in PyYAML beside its own
+_NO_YAML = (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError)
+_DEEPEST, _MOST_VALUES, _MOST_WORDS = 32, 100_000, 600
 _TYPE_WORDS = {
     "int": "a whole number",
     "float": "a number",
@@ -81,10 +84,32 @@ def parse_config(values: dict[str, Any]) -> RunConfig:
 
 
 def _parse(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
+    _refuse_endless(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_sentence(error.errors()[0], kind)) from None
+        told, half = _sentence(error.errors()[0], kind), _MOST_WORDS // 2
+        if len(told) > _MOST_WORDS:
+            told = f"{told[:half]} … {told[-half:]}"
+        raise ConfigError(told) from None
+
+
+def _refuse_endless(values: dict[str, Any]) -> None:
+    """Anchors may hold themselves, or unfold to more than any memory. Raises ConfigError."""
+    left: list[tuple[Any, int]] = [(values, 0)]
+    seen = 0
+    while left:
+        part, depth = left.pop()
+        seen += 1
+        if depth > _DEEPEST or seen > _MOST_VALUES:
+            raise ConfigError(
+                f"the configuration has more than {_MOST_VALUES:,} values, or nests them deeper "
+                f"than {_DEEPEST}; write each value once, without anchors"
+            )
+        if isinstance(part, dict):
+            left += [(child, depth + 1) for child in part.values()]
+        elif isinstance(part, list | tuple | set):
+            left += [(child, depth + 1) for child in part]
 
 
 def with_values(values: dict[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +176,7 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str
 def _read_recipe(recipe: str, kind: type[NamedConfig]) -> dict[str, Any]:
     if recipe in recipe_names(kind):
         text = (_RECIPES[kind] / f"{recipe}.yaml").read_text(encoding="utf-8")
-    elif Path(recipe).is_file():
+    elif os.path.isfile(recipe):  # no error where a name is too long
         try:
             text = Path(recipe).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -159,7 +184,7 @@ def _read_recipe(recipe: str, kind: type[NamedConfig]) -> dict[str, Any]:
     else:
         hint = _nearest(recipe, recipe_names(kind))
         raise ConfigError(
-            f"there is no recipe or file {recipe!r}; "
+            f"there is no recipe or file {recipe[:_MOST_WORDS]!r}; "
             f"{hint or 'built-in recipes are ' + ', '.join(recipe_names(kind))}"
         )
     return _mapping(text, recipe)
@@ -168,8 +193,8 @@ def _read_recipe(recipe: str, kind: type[NamedConfig]) -> dict[str, Any]:
 def _mapping(text: str, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
+    except _NO_YAML as error:
+        reason = f"{type(error).__name__}, " + " ".join(str(error).split())[:_MOST_WORDS]
         raise ConfigError(f"{name} is not valid YAML: {reason}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{name} holds no keys; a recipe is a YAML mapping such as `name: x`")
@@ -196,7 +221,7 @@ def parse_value(text: str) -> Any:
     """The value of an override: YAML, or the text itself."""
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError:
+    except _NO_YAML:
         return text
 
 
@@ -206,9 +231,12 @@ def _make_absolute(values: dict[str, Any]) -> None:
         part = values.get(section)
         for key in keys:
             reference = part.get(key) if isinstance(part, dict) else None
-            if isinstance(reference, str) and Path(reference).expanduser().exists():
+            if not isinstance(reference, str):
+                continue
+            path = os.path.expanduser(reference)  # as it is where there is no such user
+            if os.path.exists(path):
                 assert isinstance(part, dict)
-                part[key] = str(Path(reference).expanduser().resolve())
+                part[key] = str(Path(path).resolve())
 
 
 def _read_deepspeed(values: dict[str, Any]) -> None:
@@ -221,21 +249,25 @@ def _read_deepspeed(values: dict[str, Any]) -> None:
             continue
         assert isinstance(train, dict)
         try:
-            train["deepspeed"] = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            train["deepspeed"] = json.loads(
+                Path(os.path.expanduser(path)).read_text(encoding="utf-8")
+            )
+        except (OSError, ValueError, RecursionError) as error:
             raise ConfigError(
                 f"{section}.train.deepspeed is {path!r}, which cannot be read as JSON: {error}"
             ) from None
 
 
 def _refuse_places(recipe: str, values: dict[str, Any]) -> None:
-    """A recipe may be a stranger's: it does not choose files to write. Raises ConfigError."""
+    """A recipe may be a stranger's: it does not choose where records are written, nor to whom the
+    tracking credentials of this environment are sent. Raises ConfigError.
+    """
     tracking = values.get("tracking")
-    uri = tracking.get("uri") if isinstance(tracking, dict) else None
-    if isinstance(uri, str) and not uri.startswith(_SERVERS):
+    if isinstance(tracking, dict) and tracking.get("uri") is not None:
         raise ConfigError(
-            f"tracking.uri in {recipe} is {uri!r}, a file; a recipe names servers alone "
-            f"({', '.join(_SERVERS)}): give tracking.uri={uri} on the command line"
+            f"{recipe} sets tracking.uri, and a recipe does not choose where records and "
+            f"credentials go; remove it there, and give tracking.uri=URI on the command line or "
+            f"set MLFLOW_TRACKING_URI"
         )
 
 

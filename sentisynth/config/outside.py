@@ -1,20 +1,29 @@
 """Configuration of what a run stands on: the tracking server, the cluster."""
 
+import re
 from typing import Annotated
-from urllib.parse import parse_qsl, urlsplit
 
 from pydantic import Field, field_validator
 
 from sentisynth.config.base import Config, PositiveInt
 
-_SECRET_KEYS = {"password", "passwd", "pwd", "token", "access_token", "sslpassword"}
+# A user, a password or a token in a URI. Passwords may hold any sign, / ? # and @ as well: what
+# stands before the last @ is one, but in the URI of a file, which has no user.
+_SECRET = re.compile(
+    r"(?<!sqlite)(?<!file)(?P<user>://).*(?=@)"
+    r"|(?P<key>[?&;](?:odbc_connect|[\w.-]*(?:pass|password|passwd|pwd|token|secret|key))=)[^&;\s]+",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 def holds_secret(uri: str) -> bool:
     """Whether a URI has a user, a password or a token in it."""
-    parts = urlsplit(uri)
-    keys = {key.lower() for key, _ in parse_qsl(parts.query)}
-    return "@" in parts.netloc or bool(keys & _SECRET_KEYS)
+    return _SECRET.search(uri) is not None
+
+
+def without_secrets(text: str) -> str:
+    """A URI, or a text with URIs in it, whose users, passwords and tokens are not told."""
+    return _SECRET.sub(lambda found: f"{found['user'] or found['key']}***", text)
 
 
 class TrackingConfig(Config):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,8 +25,8 @@ _OPENING = "\"'(“«"
 
 def document_files(config: TextConfig) -> list[Path]:
     """The files of a corpus, all of one kind, by name. Raises DataError."""
-    path = Path(config.source).expanduser()
-    if not path.exists():
+    path = Path(os.path.expanduser(config.source))
+    if not os.path.exists(path):  # no error where a name is too long
         raise DataError(f"there is no corpus {config.source}; check text.source")
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     kinds = sorted({p.suffix for p in files})
@@ -74,7 +75,7 @@ def _texts(path: Path, config: TextConfig) -> Iterator[str | None]:
 def _of_json(path: Path, number: int, line: str, config: TextConfig) -> str | None:
     try:
         value = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}, line {number} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise DataError(f"{path}, line {number} is no JSON object; give one a line")

@@ -89,7 +89,8 @@ def recorded(pool: Path, asked: Asked) -> Asked:
         note = Asked(**json.loads((pool / _ASKED).read_text(encoding="utf-8")))
         told.append(Asked(n_per_class=int(note.n_per_class), tau=float(note.tau)))
         known = max(one.n_per_class for one in told), max(one.tau for one in told)
-    except (FileNotFoundError, ValueError, TypeError):  # it guards surplus units, no more
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        # it guards surplus units, no more
         known = (told[0].n_per_class, told[0].tau) if told else (0, 0.0)
     most = Asked(n_per_class=max(asked.n_per_class, known[0]), tau=max(asked.tau, known[1]))
     if (most.n_per_class, most.tau) != known:
@@ -112,7 +113,7 @@ def read_manifest(pool: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads(text)
         whole = set(manifest) == _KEYS and text == json_text(manifest)
         whole = whole and all(map(_UNIT.fullmatch, manifest["files"]))
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         whole = False
     body = {k: v for k, v in manifest.items() if k != "sha256"} if whole else {}
     if not whole or fingerprint(body) != manifest["sha256"]:

@@ -108,7 +108,7 @@ class RunDirectory:
             stamp = json.loads(text)
             value: dict[str, Any] = dict(stamp[key])
             whole = text == json_text(stamp) and stamp["fingerprint"] == fingerprint(stamp["parts"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             whole = False
         if not whole:
             raise RunDirectoryError(f"{path} is damaged; remove {path.parent} to redo")

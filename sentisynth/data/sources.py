@@ -1,6 +1,7 @@
 """Labelled rows from Parquet, CSV, TSV, JSONL or a Hugging Face dataset, checked and cleaned."""
 
 import math
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,10 @@ def _read_table(reference: str, config: DataConfig) -> pa.Table:
         return pq.read_table(_package_file(reference.removeprefix("package:")))
     path = Path(reference)
     if path.suffix in _FORMATS:
-        if not path.is_file():
+        if not os.path.isfile(path):  # no error where a name is too long
             raise DataError(f"there is no file {reference}; check the path in the data section")
         return _read_file(path, config)
-    if path.exists():
+    if os.path.exists(path):
         raise DataError(f"{reference} is not a file of a known kind; use {', '.join(_FORMATS)}")
     if reference.startswith((".", "/", "~")):
         raise DataError(f"there is no file {reference}; check the path in the data section")
@@ -173,7 +174,7 @@ def _check_size(path: Path, total: int, longest: int) -> None:
 
 def _package_file(name: str) -> Path:
     path = Path(str(resources.files("sentisynth") / "resources" / f"{name}.parquet"))
-    if not path.is_file():
+    if not os.path.isfile(path):
         known = sorted(p.parent.name for p in path.parent.parent.glob("*/train.parquet"))
         raise DataError(
             f"there is no package data {name!r}; write package:NAME/SPLIT with NAME one of "

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urlsplit
 
+from sentisynth.config.outside import holds_secret
 from sentisynth.errors import RunDirectoryError, SentisynthError
 
 STAMP = "stage.json"
@@ -29,10 +29,10 @@ def location(text: str) -> Path:
     from upath import UPath
 
     scheme = text.split("://", 1)[0]
-    if "@" in urlsplit(text).netloc:
+    if holds_secret(text):
         raise RunDirectoryError(
-            f"the {scheme} URI holds a password or a key, and where a run lies is written down; "
-            f"give credentials in the environment instead"
+            f"the {scheme} URI holds a password or a key (or an @, before which one stands), and "
+            f"where a run lies is written down; give credentials in the environment instead"
         )
     try:
         path = UPath(text.rstrip("/"), use_listings_cache=False)  # other processes write there too

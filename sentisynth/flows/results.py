@@ -4,6 +4,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
+
 from sentisynth.config.load import is_base_model
 from sentisynth.data.files import read_json, write_text
 from sentisynth.data.run_directory import RunDirectory
@@ -11,6 +13,9 @@ from sentisynth.errors import ConfigError, RunDirectoryError
 from sentisynth.evaluation.report import render_report
 from sentisynth.evaluation.sentences import gain_sentence, synthesis_sentence
 from sentisynth.flows.session import Session
+
+# what a page of figures that are absent, or of another kind, raises
+_UNFIT = (ValueError, LookupError, TypeError, AttributeError, RecursionError, TemplateError)
 
 
 def show_results(session: Session, metrics: dict[str, Any]) -> None:
@@ -57,6 +62,14 @@ def rewrite_report(path: Path) -> Path:
         raise RunDirectoryError(
             f"there is no {path / 'metrics.json'}; run `sentisynth evaluate` first"
         )
-    write_text(directory.path / "report.html", render_report(directory, read_json(metrics)))
+    try:
+        page = render_report(directory, read_json(metrics))
+    except _UNFIT as error:
+        reason = " ".join(str(error).split())[:200]
+        raise RunDirectoryError(
+            f"{metrics} is damaged ({type(error).__name__}: {reason}); run `sentisynth evaluate` "
+            f"to make it again"
+        ) from None
+    write_text(directory.path / "report.html", page)
     directory.push_files()
     return path / "report.html"

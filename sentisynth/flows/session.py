@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+import sentisynth
 from sentisynth.config.load import is_base_model, is_ours
 from sentisynth.config.outside import ClusterConfig
 from sentisynth.config.pretrain import PretrainConfig
@@ -176,8 +177,9 @@ def write_config(config: NamedConfig, directory: RunDirectory, versions: dict[st
 
 def versions() -> dict[str, str]:
     """What config.yaml records of the software; the commit where the package is a checkout."""
-    names = ("sentisynth", "ray", "torch", "transformers", "datasets", "mlflow", "pyarrow")
-    found = {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
+    names = ("ray", "torch", "transformers", "datasets", "mlflow", "pyarrow")
+    found = {"python": platform.python_version(), "sentisynth": sentisynth.__version__}
+    found |= {name: metadata.version(name) for name in names}
     here = Path(__file__).parent
     try:
         commit = subprocess.run(

@@ -72,7 +72,7 @@ def pack(config: NamedConfig, package: Path) -> dict[str, str]:
     source = Path(sentisynth.__file__).parent
     shutil.copytree(source, package / source.name, ignore=_LEFT_OUT)
     values = config.model_dump(mode="json")
-    del values["tracking"]["uri"]  # given as an override: a recipe names servers alone
+    del values["tracking"]["uri"]  # given as an override: a recipe does not say it
     section, keys = _FILES[type(config)]
     parts = [part for part in values.values() if isinstance(part, dict)]
     named = {part[key] for part in parts for key in _MODELS if key in part}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from sentisynth.errors import ModelError
+from sentisynth.errors import ModelError, PlacementError
 
 # of allocators and libraries that raise a plain RuntimeError
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
@@ -18,6 +18,19 @@ _MEMORY_WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 def best_device() -> torch.device:
     """The accelerator that this process was given, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def check_gpu() -> None:
+    """Of a process that was given a GPU: raises PlacementError where PyTorch sees none. It would do
+    the work on a CPU, many times slower, and nobody would be told.
+    """
+    if not torch.cuda.is_available():
+        raise PlacementError(
+            f"a process on {platform.node()} was given a GPU and sees none: the NVIDIA driver of "
+            f"the node is missing, or too old for PyTorch {torch.__version__} (CUDA "
+            f"{torch.version.cuda or 'none'}; CUDA 13 needs driver 580 or later); update it, or "
+            f"install PyTorch's build for CUDA 12.6 on the nodes"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

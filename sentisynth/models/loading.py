@@ -27,12 +27,12 @@ def resolve_model(reference: str) -> Path:
     """
     if reference.startswith("package:"):
         path = Path(str(_PACKAGE / reference.removeprefix("package:")))
-        if not (path / "config.json").is_file():
+        if not os.path.isfile(path / "config.json"):  # no error where a name is too long
             known = sorted(p.parent.name for p in Path(str(_PACKAGE)).glob("*/config.json"))
             raise ModelError(f"there is no model {reference!r}; shipped are {', '.join(known)}")
-    elif reference.startswith((".", "/", "~")) or Path(reference).is_dir():
-        path = Path(reference).expanduser()
-        if not path.is_dir():
+    elif reference.startswith((".", "/", "~")) or os.path.isdir(reference):
+        path = Path(os.path.expanduser(reference))
+        if not os.path.isdir(path):
             raise ModelError(f"there is no model directory {reference}; check the path")
     else:
         path = _download(reference)
@@ -56,7 +56,7 @@ def resolve_config(reference: str) -> Any:
 
     Raises ModelError.
     """
-    local = reference.startswith(("package:", ".", "/", "~")) or Path(reference).is_dir()
+    local = reference.startswith(("package:", ".", "/", "~")) or os.path.isdir(reference)
     if local:
         return read_config(resolve_model(reference))
     try:

@@ -89,9 +89,14 @@ class UnitStage:
 
     def __init__(self, name: str, build: Callable[[], Stage], mailbox: Any, reports: Any) -> None:
         self._name, self._mailbox, self._reports = name, mailbox, reports
-        if ray.get_runtime_context().was_current_actor_reconstructed:
+        context = ray.get_runtime_context()
+        if context.was_current_actor_reconstructed:
             reports.add.remote((RESTARTED, name))
         with self._errors_told():
+            if context.get_accelerator_ids()["GPU"]:
+                from sentisynth.models.devices import check_gpu
+
+                check_gpu()
             self._stage = build()
 
     def __call__(self, row: pa.Table) -> pa.Table:

@@ -16,6 +16,7 @@ from sentisynth.errors import JobError
 FINGERPRINT = "sentisynth"
 _PATIENCE_S = 600.0  # that a cluster may be unreachable while its job is followed
 _RETRY_S = 2.0
+_MOST_WORDS = 1000  # characters of what Ray says of a job's end
 _ENDS = {"STOPPED": 130, "FAILED": 1, "SUCCEEDED": 0}
 _TALKATIVE = (  # of uploads, on standard error
     "dashboard.modules.dashboard_sdk",
@@ -32,6 +33,10 @@ _INSIDE_A_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray sets for the driver of
 def is_job() -> bool:
     """Whether this process is the driver of a Ray job."""
     return _INSIDE_A_JOB in os.environ
+
+
+class _UnwrittenError(Exception):
+    """What the job says cannot be written here, which is no fault of the cluster."""
 
 
 class Cluster:
@@ -98,6 +103,8 @@ class Cluster:
                 asyncio.run(self._print_rest(job))
                 info = self._client.get_job_info(job)
                 lost = 0.0
+            except _UnwrittenError as error:
+                raise error.args[0] from None
             except (RuntimeError, OSError, ClientError) as error:
                 lost = lost or time.monotonic()
                 if time.monotonic() - lost > _PATIENCE_S:
@@ -119,16 +126,24 @@ class Cluster:
                 new = part[max(0, self._printed - passed) :]
                 passed += len(part)
                 self._printed = max(self._printed, passed)
-                sys.stdout.write(shown(new))
-                sys.stdout.flush()
+                try:
+                    sys.stdout.write(shown(new))
+                    sys.stdout.flush()
+                except OSError as error:
+                    raise _UnwrittenError(error) from None
 
     def _status_of(self, job: str, info: Any) -> int:
-        status = _ENDS[info.status.value]
-        if info.driver_exit_code:
-            return int(info.driver_exit_code)
+        """The driver's status, which says itself what went wrong, unless a signal ended it."""
+        code = info.driver_exit_code
+        if code and 0 < code < 128:
+            return int(code)
+        status = 128 - code if code and code < 0 else code or _ENDS[info.status.value]
         if status and info.message:
-            sys.stderr.write(f"sentisynth: job {job}: {info.message.strip()}\n")
-        return status
+            words = shown(" ".join(info.message.split()))
+            if len(words) > _MOST_WORDS:
+                words = f"{words[: _MOST_WORDS // 2]} … {words[-_MOST_WORDS // 2 :]}"
+            sys.stderr.write(f"sentisynth: job {job}: {words}\n")
+        return int(status)
 
 
 def _short(error: BaseException) -> str:

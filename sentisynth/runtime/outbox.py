@@ -73,7 +73,7 @@ def _read(file: Path) -> list[Entry]:
         whole = text[: text.rfind("\n") + 1]  # the last line may have been cut off
         entries = [{**json.loads(line), "again": True} for line in whole.splitlines()]
         is_ours = all(isinstance(e.get(key), str) for e in entries for key in ("what", "run"))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         is_ours = False
     if not is_ours:
         raise RunDirectoryError(

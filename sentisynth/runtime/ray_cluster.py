@@ -38,8 +38,8 @@ _SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 def connected() -> Iterator[None]:
     """A Ray session: the one of RAY_ADDRESS (a job has one), or one on this machine alone.
 
-    A local session starts no dashboard; its ports are guarded by Ray's token, which Ray makes. A
-    session that this process has already is used and left as it is.
+    A local session starts no dashboard; its ports, which the network reaches, are guarded by Ray's
+    token, which Ray makes. A session that this process has already is used and left as it is.
     """
     if ray.is_initialized():
         yield
@@ -152,15 +152,25 @@ def cluster_resources() -> Resources:
 
 
 def facts_of_an_actor(placed: PoolPlacement) -> "DeviceFacts":
-    """Of the device that an actor of this pool gets; asked there if it has a GPU, else here."""
+    """Of the device that an actor of this pool gets; asked there if it has a GPU, else here.
+
+    Raises PlacementError where the actor does not see the GPU that it is given.
+    """
     import torch  # here: the stream's small processes import this module and start fast
 
-    from sentisynth.models.devices import device_facts
+    from sentisynth.models.devices import check_gpu, device_facts
+
+    def facts() -> "DeviceFacts":
+        check_gpu()
+        return device_facts()
 
     if not placed.gpus:
         return device_facts(torch.device("cpu"))  # the driver may see a GPU that the actor does not
-    ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(device_facts)
-    return ray.get(ask.remote())
+    ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(facts)
+    try:
+        return ray.get(ask.remote())
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
 
 
 def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
@@ -169,6 +179,7 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     On CPUs, generation gets an actor a CPU and verification one or more, on even shares; a machine
     with one CPU runs both. On GPUs, each has an actor on every GPU.
     """
+    _refuse_empty(resources)
     cpus, gpus = resources.cpus, resources.gpus
     spare = cpus - SCREEN_CPUS - WRITE_CPUS
     wanted = [config.generate_pool, config.verify_pool]
@@ -247,8 +258,18 @@ def _place_pool(
     return PoolPlacement(min_actors=least, max_actors=most, cpus=own_cpus, gpus=own_gpus)
 
 
+def _refuse_empty(resources: Resources) -> None:
+    """Raise PlacementError where there is a head alone, on which no stage runs."""
+    if not resources.cpus:
+        raise PlacementError(
+            "the cluster has no CPU for the stages: a head alone, whose workers are not there; "
+            "give cluster.gpus=N to ask for GPU nodes and wait for them, or cluster.nodes=N"
+        )
+
+
 def place_training(config: TrainConfig, resources: Resources) -> dict[str, float]:
     """CPUs and GPUs of one training worker. Raises PlacementError if they are not there."""
+    _refuse_empty(resources)
     own_gpus = config.gpus_per_worker
     if own_gpus is None:
         own_gpus = 1.0 if resources.gpus else 0.0

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sentisynth.config.outside import without_secrets
 from sentisynth.config.types import NamedConfig
 from sentisynth.data.files import write_json
 from sentisynth.errors import RunDirectoryError, TrackingError
@@ -18,7 +19,6 @@ from sentisynth.seeding import fingerprint
 
 PARENT = "mlflow.parentRunId"
 _KEY = "sentisynth_key"
-_PASSWORD = re.compile(r"(//)[^/@\s]+(?=@)|((?:password|passwd|token)=)[^&\s]+", re.IGNORECASE)
 _ILLEGAL = re.compile(r"[^a-zA-Z0-9_\-. ]")
 _LONGEST_KEY, _LONGEST_VALUE = 240, 6000
 _NEVER = (400, 404, 409, 413)  # what a store answers to what it will not take later either
@@ -91,16 +91,14 @@ class Tracker:
 
         own = self._own = directory / "mlflow"
         given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-        is_own = given is None
+        self._artifacts = None if given else (own / "artifacts").as_uri()
         uri = given or f"sqlite:///{own / 'mlflow.db'}"
         self.uri = without_secrets(uri)
         with store(self.uri):
-            if is_own:
+            if self._artifacts:
                 _make_store(own / "mlflow.db")
             self.client = MlflowClient(tracking_uri=uri)
-            self.experiment = self._experiment_id(
-                config.tracking.experiment, (own / "artifacts").as_uri() if is_own else None
-            )
+            self.experiment = self._experiment_id(config.tracking.experiment)
         self._file = directory / "mlflow.json"
         self._identity = {
             "uri": self.uri,
@@ -187,9 +185,15 @@ class Tracker:
             self.client.set_terminated(run_id, entry["status"], entry["time"])
 
     def _send_artifacts(self, run_id: str, path: Path, name: str) -> None:
-        """What lies in the run directory; a path that leads elsewhere is not ours to send."""
+        """What lies in the run directory; a path that leads elsewhere is not ours to send, nor does
+        a store of our own that is a stranger's lead us elsewhere.
+        """
         if not path.resolve().is_relative_to(self._file.parent.resolve()):
             return
+        if self._artifacts:
+            place = self.client.get_run(run_id).info.artifact_uri
+            if place != f"{self._artifacts}/{run_id}/artifacts":
+                raise self._strange(place)
         try:
             if path.is_dir():
                 self.client.log_artifacts(run_id, str(path), name)
@@ -207,7 +211,14 @@ class Tracker:
         found = self.client.search_runs([self.experiment], f"tags.{_KEY} = '{key}'", max_results=1)
         return str(found[0].info.run_id) if found else self.run_id
 
-    def _experiment_id(self, name: str, artifacts: str | None) -> str:
+    def _strange(self, place: str) -> TrackingError:
+        return TrackingError(
+            f"the MLflow store of this run keeps artifacts in {place}, not in its own directory; "
+            f"remove {self._own}, or set tracking.uri"
+        )
+
+    def _experiment_id(self, name: str) -> str:
+        artifacts = self._artifacts
         found = self.client.get_experiment_by_name(name)
         if found and artifacts and found.artifact_location != artifacts:
             # a run directory that was copied or moved, or is a stranger's: files stay in it
@@ -216,10 +227,7 @@ class Tracker:
         if found is None:
             return str(self.client.create_experiment(name, artifact_location=artifacts))
         if artifacts and found.artifact_location != artifacts:
-            raise TrackingError(
-                f"the MLflow store of this run keeps artifacts in {found.artifact_location}, not "
-                f"in its own directory; remove {self._own}, or set tracking.uri"
-            )
+            raise self._strange(found.artifact_location)
         return str(found.experiment_id)
 
     def _continued(self) -> str | None:
@@ -228,7 +236,7 @@ class Tracker:
         try:
             known = json.loads(self._file.read_text(encoding="utf-8"))
             run_id = str(known.pop("run_id"))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, RecursionError):
             raise RunDirectoryError(f"{self._file} is damaged; remove it") from None
         if known != self._identity:
             return None
@@ -247,11 +255,6 @@ class Tracker:
         write_json(self._file, {**self._identity, "run_id": run_id})
         StageLog(self.outbox, run_id).params(config.model_dump(mode="json"))
         return run_id
-
-
-def without_secrets(uri: str) -> str:
-    """A URI whose user and password, if it has them, are not told."""
-    return _PASSWORD.sub(r"\1\2***", uri)
 
 
 def _dataset(entry: dict[str, Any]) -> Any:
@@ -292,7 +295,7 @@ def store(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = _PASSWORD.sub(r"\1\2***", " ".join(str(error).split()))[:300]
+        reason = without_secrets(" ".join(str(error).split()))[:300]
         raise TrackingError(
             f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"
         ) from None

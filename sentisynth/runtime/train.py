@@ -22,7 +22,7 @@ from sentisynth import signals
 from sentisynth.config.types import TrainConfig
 from sentisynth.data.storage import is_remote
 from sentisynth.errors import SentisynthError, TrainingError
-from sentisynth.models.devices import memory_guarded
+from sentisynth.models.devices import check_gpu, memory_guarded
 from sentisynth.runtime.actors import Reports
 from sentisynth.runtime.ray_cluster import (
     cluster_resources,
@@ -60,6 +60,8 @@ def run_training(
     with _passing_on(on_report) as reports:
 
         def worker(attempt: str) -> None:
+            if placed["GPU"]:
+                check_gpu()
             torch.set_num_threads(int(placed["CPU"]))
             first = ray.train.get_context().get_world_rank() == 0
             with memory_guarded("training", _LESS_MEMORY):

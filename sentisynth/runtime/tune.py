@@ -16,6 +16,7 @@ from ray.tune.search import ConcurrencyLimiter
 from sentisynth import signals
 from sentisynth.config.types import RunConfig
 from sentisynth.errors import SentisynthError
+from sentisynth.models.devices import check_gpu
 from sentisynth.runtime.ray_cluster import Resources
 from sentisynth.seeding import derive_seed
 from sentisynth.training.trials import Trial, TrialRunner
@@ -103,10 +104,12 @@ def _trainable(
 ) -> type[tune.Trainable]:
     """A class that trains trials in its own process; a step is an evaluation."""
     config, shared, out, teacher = setting.config, setting.shared, setting.out, setting.teacher
-    stopping = setting.stopping  # the listener stays here
+    stopping, has_gpu = setting.stopping, setting.resources.gpus > 0  # the listener stays here
 
     class StudentTrial(tune.Trainable):
         def setup(self, values: dict[str, Any]) -> None:
+            if has_gpu:
+                check_gpu()
             torch.set_num_threads(1)
             self._runner = TrialRunner(shared, out, config, teacher)
             self.reset_config(values)

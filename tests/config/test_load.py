@@ -3,8 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from sentisynth.config.load import known_keys, load_config, read_run_config, recipe_names
-from sentisynth.errors import ConfigError
+from sentisynth.config.load import (
+    known_keys,
+    load_config,
+    load_pretrain_config,
+    read_run_config,
+    recipe_names,
+)
+from sentisynth.data.documents import document_files
+from sentisynth.data.sources import read_rows
+from sentisynth.errors import ConfigError, DataError, ModelError
+from sentisynth.models.loading import resolve_model
 
 
 @pytest.mark.parametrize("name", ["quickstart", "rotten_tomatoes", "rotten_tomatoes_large", "sst2"])
@@ -51,11 +60,63 @@ def test_an_unknown_recipe_names_the_nearest() -> None:
         load_config("quickstrat")
 
 
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [1\n", ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "- a\n- b\n",
+            "a: [1\n",
+            "",
+            "name: 2024-13-45",
+            "name: !!int abc",
+            "seed: " + "1" * 5000,
+        ),
+        *("name: !!timestamp abc", "name: !!bool abc", "name: " + "[" * 600),
+    ],
+)
 def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "r.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"r\.yaml"):
         load_config(str(tmp_path / "r.yaml"))
+
+
+HELD = ", ".join(f"&{name} [{', '.join([f'*{of}'] * 10)}]" for of, name in ("ab", "bc", "cd", "de"))
+BOMB = f"[&a [x, x, x, x, x, x, x, x, x, x], {HELD}]"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("seed=2024-13-45", "seed is '2024-13-45'; it must be a whole number"),
+        ("seed=" + "[" * 600, "[[[["),
+        ("seed=" + "1" * 5000, "1 … 1"),
+        (f"name={BOMB}", "values"),
+        ("teacher.train.deepspeed=&a {a: *a}", "without anchors"),
+        (f"teacher.train.deepspeed={{a: {BOMB}}}", "without anchors"),
+        ("teacher.train.deepspeed=~nosuchuser/x", "cannot be read as JSON"),
+    ],
+)
+def test_a_value_without_end_is_one_sentence(override: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config("quickstart", [override])
+    assert told.replace("1 … 1", "111 … 111") in str(caught.value)
+    assert len(str(caught.value)) < 700 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["./" + "x" * 300, "~nosuchuser/x"])
+def test_a_name_that_can_be_no_path_is_one_sentence(name: str) -> None:
+    with pytest.raises(ConfigError, match="there is no recipe or file"):
+        load_config(name)
+    config = load_config("quickstart", [f"teacher.model={name}", f"data.source={name}.csv"])
+    with pytest.raises(ModelError, match="there is no model directory"):
+        resolve_model(config.teacher.model)
+    with pytest.raises(ModelError, match="there is no model"):
+        resolve_model(f"package:{name}")
+    with pytest.raises(DataError, match="there is no file"):
+        read_rows(config.data.source, config.data)
+    text = load_pretrain_config("reviews-encoder-mini", [f"text.source={name}"]).text
+    with pytest.raises(DataError, match="there is no corpus"):
+        document_files(text)
 
 
 def test_yaml_cannot_make_objects(tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray.shutdown()
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     monkeypatch.setenv("RAY_ADDRESS", found.address)
+
+    def pretend() -> None:  # in every worker: pickled whole, as it is no module's
+        from sentisynth.models import devices
+
+        devices.check_gpu = lambda: None
+
+    ray.init(log_to_driver=False, runtime_env={"worker_process_setup_hook": pretend})
     yield found
     ray.shutdown()
     found.shutdown()

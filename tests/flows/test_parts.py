@@ -1,14 +1,17 @@
 """What decides the bytes of a pool where the configuration leaves it open."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import sentisynth
 from sentisynth.config.load import load_config
 from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.parts import plan_parts, refuse_other_machines
+from sentisynth.flows.session import versions
 from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.ray_cluster import Placement, PoolPlacement
 from tests.conftest import RESOURCES
@@ -74,3 +77,13 @@ def test_units_are_not_made_on_other_machines() -> None:
         other = {"synthesis": same["synthesis"] | {name: there}}
         with pytest.raises(RunDirectoryError, match=f"begun with {name} {there[0]}.*other bytes"):
             refuse_other_machines(here, other)
+
+
+def test_versions_need_no_installed_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str:  # a job has the package's directory alone
+        if name == "sentisynth":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr("sentisynth.flows.session.metadata.version", version)
+    assert versions()["sentisynth"] == sentisynth.__version__

@@ -1,7 +1,11 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
+from sentisynth.runtime import actors
 from sentisynth.runtime.ray_cluster import (
     Resources,
     balanced,
@@ -83,6 +87,29 @@ def test_a_training_worker_fits_on_a_node(
 ) -> None:
     config = TrainConfig(workers=workers)
     assert place_training(config, nodes(*cpus)) == {"CPU": share, "GPU": 0}
+
+
+def test_a_head_alone_is_told_to_ask_for_nodes() -> None:
+    with pytest.raises(PlacementError, match="give cluster.gpus=N"):
+        place_training(TrainConfig(), nodes(0))
+    with pytest.raises(PlacementError, match="give cluster.gpus=N"):
+        place_stream(SynthesisConfig(), nodes(0))
+
+
+def test_an_actor_that_does_not_see_its_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    reports = SimpleNamespace(add=SimpleNamespace(remote=told.append))
+    context = SimpleNamespace(was_current_actor_reconstructed=False)
+    monkeypatch.setattr(actors.ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(actors.ray, "get", lambda sent: sent)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    context.get_accelerator_ids = lambda: {"GPU": []}
+    actors.UnitStage("verify", object, None, reports)
+    context.get_accelerator_ids = lambda: {"GPU": ["0"]}
+    with pytest.raises(PlacementError, match="was given a GPU and sees none.*driver"):
+        actors.UnitStage("verify", object, None, reports)
+    ((kind, error),) = told
+    assert kind == actors.FAILED and isinstance(error, PlacementError)
 
 
 def test_training_takes_a_gpu_where_there_is_one() -> None:

@@ -1,0 +1,39 @@
+"""What .ci/run makes of the answers of `make audit`; the other targets are stubs."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parent.parent
+SKIPPED = "torch  Dependency not found on PyPI and could not be audited: torch (2.13.0)"
+
+
+@pytest.mark.parametrize(
+    ("said", "audit", "status", "told"),
+    [
+        ("Found 2 known vulnerabilities in 1 package", 1, 1, "Found 2 known vulnerabilities"),
+        ("No known vulnerabilities found", 0, 0, "none known; 0 of 2 packages"),
+        (f"No known vulnerabilities found\n{SKIPPED}", 0, 0, "none known; 1 of 2 packages"),
+        ("no known vulnerabilities?\nthe index is away", 1, 0, "not checked: the index is away"),
+    ],
+)
+def test_advisories_fail_a_change_and_an_index_that_is_away_is_said(
+    said: str, audit: int, status: int, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / ".ci").mkdir()
+    shutil.copy(REPOSITORY / ".ci" / "run", tmp_path / ".ci")
+    (tmp_path / "constraints.txt").write_text("torch==2.13.0\nray==2.60.0\n")
+    make = tmp_path / "make"
+    make.write_text(f"#!/bin/sh\n[ $1 = audit ] || exit 0\necho '{said}'\nexit {audit}\n")
+    make.chmod(0o755)
+    done = subprocess.run(
+        [tmp_path / ".ci" / "run"],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == status and told in done.stdout
