@@ -106,10 +106,11 @@ def _follower(
 
     def follow(result: dict[str, Any]) -> None:
         counted[0] += bool(result.get("done"))
-        figure = f"macro-F1 {result['macro_f1']:.3f}"
-        session.console.progress(f"{counted[0]}/{n_all} done  {figure}")
+        name, figure = result["trial_name"], result["macro_f1"]
+        figures = {"done": counted[0], "of": n_all, "trial": name, "macro_f1": figure}
+        session.console.progress(f"{counted[0]}/{n_all} done  macro-F1 {figure:.3f}", figures)
         if result.get("done"):
-            log.record(trials / f"{result['trial_name']}.json")
+            log.record(trials / f"{name}.json")
 
     return follow
 

@@ -122,7 +122,7 @@ def train_on_ray(
 
     def build(out: Path, log: StageLog) -> None:
         def follow(entry: dict[str, Any]) -> None:
-            place.console.progress(training_line(entry))
+            place.console.progress(training_line(entry), entry)
             log.metrics(entry, step=int(entry["step"]))
 
         def restarted(times: int, reason: str) -> None:
