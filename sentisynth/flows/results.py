@@ -55,7 +55,7 @@ def rewrite_report(path: Path) -> Path:
             )
     if not metrics.is_file():
         raise RunDirectoryError(
-            f"there is no {path / 'metrics.json'}; run `sentisynth evaluate` first"
+            f"there is no {path / 'metrics.json'}; run `sentisynth evaluate …` first"
         )
     write_text(directory.path / "report.html", render_report(directory, read_json(metrics)))
     directory.push_files()

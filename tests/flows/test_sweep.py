@@ -180,7 +180,7 @@ def test_a_run_without_a_pool_is_a_sentence(
 ) -> None:
     command = ["sweep", "alpha", "quickstart", *quick_overrides, "--out", str(tmp_path / "run")]
     assert main(command) == 2
-    assert "run `sentisynth teacher quickstart` first" in capsys.readouterr().err
+    assert "run `sentisynth teacher …` first" in capsys.readouterr().err
 
 
 def result(alpha: float, seed: int, f1: float | None) -> dict[str, Any]:
