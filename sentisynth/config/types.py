@@ -226,8 +226,8 @@ class SynthesisConfig(Config):
     """Candidates of a unit: one batch, one file. 0 takes what fits an actor's memory: up to 256 on
     a CPU, up to 4096 on a GPU; the pool remembers what it was."""
     engine: Literal["auto", "batch", "transformers", "vllm"] = "auto"
-    """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model, which
-    auto takes for those; `vllm` does on a GPU, if it is installed."""
+    """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model; auto takes
+    ours where it runs the model; `vllm` runs any on a GPU, if it is installed."""
     precision: Precision = "auto"
     """Arithmetic of generation and verification; auto is bf16 where the hardware multiplies it."""
     sampling: SamplingConfig = SamplingConfig()

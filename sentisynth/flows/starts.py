@@ -7,6 +7,7 @@ from typing import Any
 
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.errors import ConfigError
+from sentisynth.generation.gpt2 import check_config
 from sentisynth.models.classifier import (
     FRESH,
     check_fresh,
@@ -38,9 +39,17 @@ def check_starts(config: RunConfig, sections: Sequence[str], read: Callable[[str
             check_length(start, settings.max_length, f"{section}.max_length")
             if section != "generator":
                 check_head(start, len(config.data.labels))
-            elif settings.frozen_blocks:
-                check_frozen(settings.frozen_blocks, start.get_text_config().num_hidden_layers)
+            else:
+                _check_generator(config, start)
         _check_deepspeed(section, settings.train)
+
+
+def _check_generator(config: RunConfig, start: Any) -> None:
+    if config.synthesis.engine == "batch":
+        check_config(start)
+    n_frozen = config.generator.frozen_blocks
+    if n_frozen:
+        check_frozen(n_frozen, start.get_text_config().num_hidden_layers)
 
 
 def _check_deepspeed(section: str, train: TrainConfig) -> None:

@@ -8,7 +8,7 @@ import torch
 from sentisynth.cli import main
 from sentisynth.config.load import load_config
 from sentisynth.config.types import TrainConfig
-from sentisynth.errors import ConfigError, SentisynthError
+from sentisynth.errors import ConfigError, ModelError, SentisynthError
 from sentisynth.flows.starts import check_starts
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.generator import add_adapters, freeze_lower_blocks, load_generator
@@ -129,6 +129,14 @@ def test_a_head_for_other_classes_is_known_before_anything_starts(
     with pytest.raises(SentisynthError, match="has a head for 3 classes, the data has 2"):
         check_starts(config, [section], resolve_config)
     check_starts(config, ["generator"], resolve_config)
+
+
+def test_an_engine_that_does_not_run_the_generator_is_known_before_anything_starts(
+    tiny_bert: Path,
+) -> None:
+    overrides = [f"generator.model={tiny_bert}", "synthesis.engine=batch"]
+    with pytest.raises(ModelError, match=r"engine=batch runs gpt2 models.*=transformers"):
+        check_starts(load_config("quickstart", overrides), ["generator"], resolve_config)
 
 
 def test_what_hangs_on_the_device_is_left_to_the_workers() -> None:
