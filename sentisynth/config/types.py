@@ -181,12 +181,13 @@ class ScreensConfig(Config):
     min_tokens: Annotated[int, Field(ge=1)] = 7
     """Fewest tokens of the generator that a candidate may have (the method: more than 6)."""
     charset: Literal["ascii", "latin", "any"] = "ascii"
-    """Printable characters allowed: ASCII, Latin scripts, or all."""
+    """Printable characters allowed: ASCII, Latin scripts, or all but U+FFFD."""
     max_repetition: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Largest share of word pairs that repeat an earlier pair of the same text."""
+    """Largest share of word pairs that repeat an earlier pair of the same text. A Han character or
+    kana is a word; other scripts without spaces, as Thai, are told apart at spaces alone."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Jaccard similarity of word 3-shingles from which two texts are the same (MinHash estimate);
-    1 compares normalised texts only."""
+    """Jaccard similarity of word 3-shingles from which two texts are the same, exact for the pairs
+    that MinHash proposes; words as for repetition. 1 compares normalised texts only."""
 
 
 class PoolConfig(Config):

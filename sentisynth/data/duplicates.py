@@ -18,7 +18,7 @@ from functools import cache
 import numpy as np
 from datasketch import MinHash
 
-from sentisynth.data.text import normal_form
+from sentisynth.data.text import normal_form, words
 
 _SHINGLE = 3  # words
 _MOST_ROWS, _MOST_BANDS = 4, 16
@@ -80,9 +80,9 @@ def _hash_64(text: str) -> int:
 
 def _shingles(forms: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Distinct shingle hashes of all texts, and where each text's end."""
-    split = [form.split() for form in forms]
-    counts = np.array([len(words) for words in split], dtype=np.int64)
-    words = np.fromiter(
+    split = [words(form) for form in forms]
+    counts = np.array([len(items) for items in split], dtype=np.int64)
+    hashed = np.fromiter(
         (zlib.crc32(w.encode("utf-8", "surrogatepass")) for ws in split for w in ws),
         dtype=np.uint64,
         count=int(counts.sum()),
@@ -92,7 +92,7 @@ def _shingles(forms: list[str]) -> tuple[np.ndarray, np.ndarray]:
     position = np.arange(int(runs.sum())) - np.repeat(np.cumsum(runs) - runs, runs)
     start = np.repeat(np.cumsum(counts) - counts, runs) + position
     length = np.minimum(np.repeat(counts, runs) - position, _SHINGLE)
-    padded = np.concatenate([words, np.zeros(_SHINGLE, dtype=np.uint64)])
+    padded = np.concatenate([hashed, np.zeros(_SHINGLE, dtype=np.uint64)])
     mixed = length.astype(np.uint64)
     for k in range(_SHINGLE):
         word = np.where(k < length, padded[start + k], np.uint64(0))
