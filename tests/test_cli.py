@@ -103,7 +103,18 @@ def test_a_stage_before_its_time_names_the_command(
         out = tmp_path / command
         assert main([command, "quickstart", "--out", str(out)]) == 2
         message = capsys.readouterr().err.splitlines()[-1]
-        assert told in message and "run `sentisynth teacher quickstart` first" in message
+        assert told in message and "run `sentisynth teacher " in message
+
+
+def test_the_command_that_is_named_is_not_made_of_the_recipes_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file's recipe may have any name, and the user's keys and --out belong to the command."""
+    recipe = tmp_path / "my.yaml"
+    text = (RESOURCES.parent / "config/recipes/quickstart.yaml").read_text()
+    recipe.write_text(text.replace("name: quickstart", "name: tickets"))
+    assert main(["preview", str(recipe), "--out", str(tmp_path / "run")]) == 2
+    assert "run `sentisynth teacher …` first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["check", "report"])

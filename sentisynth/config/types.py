@@ -181,12 +181,13 @@ class ScreensConfig(Config):
     min_tokens: Annotated[int, Field(ge=1)] = 7
     """Fewest tokens of the generator that a candidate may have (the method: more than 6)."""
     charset: Literal["ascii", "latin", "any"] = "ascii"
-    """Printable characters allowed: ASCII, Latin scripts, or all."""
+    """Printable characters allowed: ASCII, Latin scripts, or all but U+FFFD."""
     max_repetition: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """Largest share of word pairs that repeat an earlier pair of the same text."""
+    """Largest share of word pairs that repeat an earlier pair of the same text. A Han character or
+    kana is a word; other scripts without spaces, as Thai, are told apart at spaces alone."""
     near_duplicates: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """Jaccard similarity of word 3-shingles from which two texts are the same (MinHash estimate);
-    1 compares normalised texts only."""
+    """Jaccard similarity of word 3-shingles from which two texts are the same, exact for the pairs
+    that MinHash proposes; words as for repetition. 1 compares normalised texts only."""
 
 
 class PoolConfig(Config):
@@ -226,8 +227,8 @@ class SynthesisConfig(Config):
     """Candidates of a unit: one batch, one file. 0 takes what fits an actor's memory: up to 256 on
     a CPU, up to 4096 on a GPU; the pool remembers what it was."""
     engine: Literal["auto", "batch", "transformers", "vllm"] = "auto"
-    """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model, which
-    auto takes for those; `vllm` does on a GPU, if it is installed."""
+    """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model; auto takes
+    ours where it runs the model; `vllm` runs any on a GPU, if it is installed."""
     precision: Precision = "auto"
     """Arithmetic of generation and verification; auto is bf16 where the hardware multiplies it."""
     sampling: SamplingConfig = SamplingConfig()

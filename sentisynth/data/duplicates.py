@@ -3,7 +3,8 @@
 Candidate pairs come from MinHash with locality-sensitive hashing (Broder 1997; Leskovec, Rajaraman,
 Ullman, "Mining of Massive Datasets", section 3.4) and are confirmed by their exact Jaccard
 similarity, so an estimate never rejects a text by itself. Signatures are those of the `datasketch`
-library, computed for many texts at once. An index costs at most about 400 bytes a text.
+library, computed for many texts at once. An index costs at most about 400 bytes a text of up to 30
+words, and 5 for each word more.
 
 N texts, B bands of R permutations each.
 """
@@ -18,7 +19,8 @@ from functools import cache
 import numpy as np
 from datasketch import MinHash
 
-from sentisynth.data.text import normal_form
+from sentisynth.data.arrays import Growing, Multimap
+from sentisynth.data.text import normal_form, words
 
 _SHINGLE = 3  # words
 _MOST_ROWS, _MOST_BANDS = 4, 16
@@ -67,12 +69,6 @@ def band_shape(threshold: float) -> tuple[int, int]:
     return bands, rows
 
 
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """|a ∩ b| / |a ∪ b| of two arrays of distinct values."""
-    shared = len(np.intersect1d(a, b, assume_unique=True))
-    return shared / (len(a) + len(b) - shared)
-
-
 def _hash_64(text: str) -> int:
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
     return int.from_bytes(digest.digest(), "little")
@@ -80,9 +76,9 @@ def _hash_64(text: str) -> int:
 
 def _shingles(forms: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Distinct shingle hashes of all texts, and where each text's end."""
-    split = [form.split() for form in forms]
-    counts = np.array([len(words) for words in split], dtype=np.int64)
-    words = np.fromiter(
+    split = [words(form) for form in forms]
+    counts = np.array([len(items) for items in split], dtype=np.int64)
+    hashed = np.fromiter(
         (zlib.crc32(w.encode("utf-8", "surrogatepass")) for ws in split for w in ws),
         dtype=np.uint64,
         count=int(counts.sum()),
@@ -92,7 +88,7 @@ def _shingles(forms: list[str]) -> tuple[np.ndarray, np.ndarray]:
     position = np.arange(int(runs.sum())) - np.repeat(np.cumsum(runs) - runs, runs)
     start = np.repeat(np.cumsum(counts) - counts, runs) + position
     length = np.minimum(np.repeat(counts, runs) - position, _SHINGLE)
-    padded = np.concatenate([words, np.zeros(_SHINGLE, dtype=np.uint64)])
+    padded = np.concatenate([hashed, np.zeros(_SHINGLE, dtype=np.uint64)])
     mixed = length.astype(np.uint64)
     for k in range(_SHINGLE):
         word = np.where(k < length, padded[start + k], np.uint64(0))
@@ -146,10 +142,11 @@ class DuplicateIndex:
 
     def __init__(self, threshold: float, texts: Sequence[str] = ()) -> None:
         self.threshold = threshold
-        self._table = _Multimap()
-        self._keys = _Growing(np.uint64)
-        self._shingles = _Growing(np.uint32)
-        self._ends = _Growing(np.int64)
+        self._table = Multimap()
+        self._keys = Growing(np.uint64)
+        self._shingles = Growing(np.uint32)
+        self._ends = Growing(np.int64)
+        self._bits = Growing(np.uint64)
         if len(texts):
             self.add_new(sketch(texts, threshold))
 
@@ -159,7 +156,7 @@ class DuplicateIndex:
     @property
     def nbytes(self) -> int:
         """Memory that the index holds."""
-        arrays = (self._table, self._keys, self._shingles, self._ends)
+        arrays = (self._table, self._keys, self._shingles, self._ends, self._bits)
         return sum(array.nbytes for array in arrays)
 
     def matches(self, sketches: Sketches) -> np.ndarray:
@@ -169,18 +166,35 @@ class DuplicateIndex:
     def _matches(self, sketches: Sketches, bands: np.ndarray) -> np.ndarray:
         found = np.zeros(len(sketches), dtype=bool)
         places, items = self._table.find(bands.ravel())
-        pairs = np.unique((places // bands.shape[1]).astype(np.uint64) << np.uint64(32) | items)
-        texts, items = (pairs >> np.uint64(32)).astype(np.int64), pairs & np.uint64(0xFFFFFFFF)
-        items = items.astype(np.int64)
+        texts = places // bands.shape[1]
         found[texts[self._keys.values[items] == sketches.keys[texts]]] = True
         if self.threshold < 1:
+            texts, items = self._possible(sketches, texts[~found[texts]], items[~found[texts]])
             rows, first = np.unique(texts, return_index=True)
             for i, near in zip(rows, np.split(items, first[1:]), strict=False):
-                if not found[i]:
-                    found[i] = self._is_near(
-                        sketches.of(i), self._shingles.values, self._ends.values, near
-                    )
+                found[i] = self._is_near(
+                    sketches.of(i), self._shingles.values, self._ends.values, near
+                )
         return found
+
+    def _possible(
+        self, sketches: Sketches, texts: np.ndarray, items: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs that can be near, each once, by text: a bit that one has and the other has not
+        is a shingle that they do not share. Texts from one template meet in many bands, and would
+        all be compared otherwise.
+        """
+        bits, ends = _bits(sketches), self._ends.values
+        sizes = np.diff(sketches.ends, prepend=0)
+        ours, theirs = bits[texts], self._bits.values[items]
+        n, m = sizes[texts], ends[items] - np.where(items > 0, ends[items - 1], 0)
+        shared = np.minimum(
+            n - np.bitwise_count(ours & ~theirs), m - np.bitwise_count(theirs & ~ours)
+        )
+        kept = shared / (n + m - shared) >= self.threshold
+        pairs = np.sort(texts[kept] << 32 | items[kept])
+        pairs = pairs[np.diff(pairs, prepend=-1) > 0]
+        return pairs >> 32, pairs & 0xFFFFFFFF
 
     def _is_near(
         self, shingles: np.ndarray, others: np.ndarray, ends: np.ndarray, items: np.ndarray
@@ -228,6 +242,15 @@ class DuplicateIndex:
             lengths = np.array([len(s) for s in shingles], dtype=np.int64)
             self._shingles.extend(np.concatenate([*shingles, np.empty(0, np.uint32)]))
             self._ends.extend(before + np.cumsum(lengths))
+            self._bits.extend(_bits(sketches)[rows])
+
+
+def _bits(sketches: Sketches) -> np.ndarray:
+    """uint64 (N,): a bit for each shingle, which several may have."""
+    if not len(sketches):
+        return np.empty(0, dtype=np.uint64)
+    each = np.uint64(1) << (sketches.shingles & np.uint32(63)).astype(np.uint64)
+    return np.bitwise_or.reduceat(each, np.concatenate([[0], sketches.ends[:-1]]))
 
 
 def _with_shared_bands(bands: np.ndarray) -> Iterator[tuple[int, list[int]]]:
@@ -236,95 +259,3 @@ def _with_shared_bands(bands: np.ndarray) -> Iterator[tuple[int, list[int]]]:
     shared = counts[inverse.reshape(bands.shape)] > 1
     for i in np.flatnonzero(shared.any(axis=1)):
         yield int(i), bands[i, shared[i]].tolist()
-
-
-class _Growing:
-    """An array that is appended to; it grows by a quarter."""
-
-    def __init__(self, dtype: type) -> None:
-        self._buffer: np.ndarray = np.empty(1024, dtype=dtype)
-        self._n = 0
-
-    @property
-    def values(self) -> np.ndarray:
-        return self._buffer[: self._n]
-
-    @property
-    def nbytes(self) -> int:
-        return self._buffer.nbytes
-
-    def extend(self, values: np.ndarray) -> None:
-        n = self._n + len(values)
-        if n > len(self._buffer):
-            grown = np.empty(max(n, len(self._buffer) * 5 // 4), dtype=self._buffer.dtype)
-            grown[: self._n] = self.values
-            self._buffer = grown
-        self._buffer[self._n : n] = values
-        self._n = n
-
-
-class _Multimap:
-    """Hashed keys to items, in two flat arrays: linear probing, whole arrays at a time.
-
-    A key is known by its high 32 bits alone; two keys may be mistaken for one, which is harmless,
-    since a pair that is found is compared afterwards.
-    """
-
-    _FULLEST = 0.6
-
-    def __init__(self) -> None:
-        self._n = 0
-        self._resize(12)
-
-    @property
-    def nbytes(self) -> int:
-        return self._items.nbytes + self._prints.nbytes
-
-    def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in `keys` and the items found under them, one entry a find."""
-        prints = _print(keys)
-        slots = self._slots(prints)
-        active = np.arange(len(keys))
-        places, items = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
-        while len(active):
-            held = self._items[slots[active]]
-            active, held = active[held > 0], held[held > 0]
-            hits = self._prints[slots[active]] == prints[active]
-            places.append(active[hits])
-            items.append(held[hits].astype(np.uint64) - np.uint64(1))
-            slots[active] = (slots[active] + 1) & self._mask
-        return np.concatenate(places), np.concatenate(items)
-
-    def insert(self, keys: np.ndarray, items: np.ndarray) -> None:
-        """Put each item under its key, beside those that are there."""
-        self._n += len(keys)
-        if self._n > self._FULLEST * len(self._items):
-            used = self._items > 0
-            prints, held = self._prints[used], self._items[used]
-            self._resize(int(np.ceil(np.log2(self._n / self._FULLEST))))
-            self._place(prints, held)
-        self._place(_print(keys), items + np.uint32(1))
-
-    def _place(self, prints: np.ndarray, held: np.ndarray) -> None:
-        slots = self._slots(prints)
-        active = np.arange(len(prints))
-        while len(active):
-            here = slots[active]
-            free = self._items[here] == 0
-            at, by = here[free], active[free]
-            self._items[at], self._prints[at] = held[by], prints[by]  # of several, the last stays
-            placed = (self._items[here] == held[active]) & (self._prints[here] == prints[active])
-            active = active[~placed]
-            slots[active] = (slots[active] + 1) & self._mask
-
-    def _slots(self, prints: np.ndarray) -> np.ndarray:
-        return (prints * np.uint32(0x9E3779B1) >> np.uint32(32 - self._bits)).astype(np.int64)
-
-    def _resize(self, bits: int) -> None:
-        self._bits, self._mask = bits, (1 << bits) - 1
-        self._items = np.zeros(1 << bits, dtype=np.uint32)  # 0: free; else the item + 1
-        self._prints = np.zeros(1 << bits, dtype=np.uint32)
-
-
-def _print(keys: np.ndarray) -> np.ndarray:
-    return (keys >> np.uint64(32)).astype(np.uint32)

@@ -21,7 +21,8 @@ class Corpus:
     validation: pa.Table
     test: pa.Table
     dropped: dict[str, int]
-    """Source rows left out, by reason: `in_test`, `in_validation`, `repeated`, `contradictory`."""
+    """Source rows left out, by reason: `in_test`, `in_validation`, `repeated`, `contradictory`;
+    and `validation_in_test`."""
 
     def splits(self) -> dict[str, pa.Table]:
         """The three tables by name."""
@@ -38,7 +39,7 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
         wanted = getattr(config, split)
         if isinstance(wanted, int):
             source = _without_repeats(source, dropped)
-            _require_rows(source, wanted, f"data.{split}", config)
+            _require_rows(source, wanted, f"data.{split}", config, dropped)
             chosen = stratified_sample(source, wanted, derive_seed(seed, "hold out", split))
             held_out[split] = source.take(chosen)
             source = source.take(np.setdiff1d(np.arange(source.num_rows), chosen))
@@ -49,11 +50,12 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
         held_out["validation"], held_out["test"], "validation_in_test", dropped
     )
     source = _without_repeats(source, dropped)
-    _require_rows(source, config.n_seed, "data.n_seed", config)
+    _require_rows(source, config.n_seed, "data.n_seed", config, dropped)
     rows = source.take(stratified_sample(source, config.n_seed, derive_seed(seed, "seed rows")))
-    _require_all_classes(rows, config, "the seed")
-    for name, table in held_out.items():
-        _require_all_classes(table, config, f"data.{name}")
+    _require_all_classes(rows, config, "the seed", _overlap(dropped, "in_test", "in_validation"))
+    _require_all_classes(held_out["test"], config, "data.test")
+    overlap = _overlap(dropped, "validation_in_test")
+    _require_all_classes(held_out["validation"], config, "data.validation", overlap)
     return Corpus(seed=rows, dropped=dropped, **held_out)
 
 
@@ -81,7 +83,7 @@ def _filter(table: pa.Table, keep: list[bool], reason: str, dropped: dict[str, i
     lost = len(keep) - sum(keep)
     if lost:
         dropped[reason] = dropped.get(reason, 0) + lost
-    return table.filter(pa.array(keep))
+    return table.filter(pa.array(keep, pa.bool_()))
 
 
 def _without(table: pa.Table, other: pa.Table, reason: str, dropped: dict[str, int]) -> pa.Table:
@@ -105,19 +107,33 @@ def _without_repeats(table: pa.Table, dropped: dict[str, int]) -> pa.Table:
     return _filter(table, first, "repeated", dropped)
 
 
-def _require_rows(table: pa.Table, n: int, key: str, config: DataConfig) -> None:
+def _overlap(dropped: dict[str, int], *reasons: str) -> str:
+    """What to say of the rows that are missing because another split has them; maybe nothing."""
+    of = {reason: dropped[reason] for reason in reasons if reason in dropped}
+    if not of:
+        return ""
+    where = " or ".join(f"data.{reason.rpartition('in_')[2]}" for reason in of)
+    return f" (left out, since {where} has the same texts: {sum(of.values()):,})"
+
+
+def _require_rows(
+    table: pa.Table, n: int, key: str, config: DataConfig, dropped: dict[str, int]
+) -> None:
     if table.num_rows < n:
+        overlap = _overlap(dropped, "in_test", "in_validation")
         raise DataError(
-            f"{config.source} has {table.num_rows} distinct rows left for {key}={n}; "
-            f"lower {key} or give more rows"
+            f"{config.source} has {table.num_rows} distinct rows left for {key}={n}{overlap}; "
+            f"lower {key} or give {'other' if overlap else 'more'} rows"
         )
 
 
-def _require_all_classes(table: pa.Table, config: DataConfig, where: str) -> None:
+def _require_all_classes(
+    table: pa.Table, config: DataConfig, where: str, overlap: str = ""
+) -> None:
     present = set(table[schema.LABELS].to_pylist())
     missing = [name for i, name in enumerate(config.labels) if i not in present]
     if missing:
         raise DataError(
-            f"{where} has no row of class {', '.join(missing)}; a classifier needs rows of all of "
-            f"{', '.join(config.labels)}"
+            f"{where} has no row of class {', '.join(missing)}{overlap}; a classifier needs rows "
+            f"of all of {', '.join(config.labels)}"
         )

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from sentisynth.data.text import words
+
 _RESAMPLES = 2000
 
 
@@ -78,15 +80,15 @@ def _interval(value: float, resampled: list[float]) -> dict[str, float]:
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of white-space tokens, the corpus taken as one (Li et al.,
+    """Distinct n-grams over all n-grams of words, the corpus taken as one (Li et al.,
     "A diversity-promoting objective function for neural conversation models", 2016, section 5).
     Falls as the corpus grows: compare sets of one size.
     """
     seen: set[tuple[str, ...]] = set()
     total = 0
     for text in texts:
-        words = text.split()
-        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        items = words(text)
+        grams = [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
         seen.update(grams)
         total += len(grams)
     return len(seen) / total if total else 0.0

@@ -89,20 +89,26 @@ def arm_bars(arms: Sequence[Mapping[str, Any]]) -> Plot:
 
 
 @matplotlib.rc_context(_STYLE)
-def learning_curves(histories: Mapping[str, Sequence[Mapping[str, float]]]) -> Plot:
-    """Macro-F1 on the validation rows over optimiser steps, a line an arm; the best is ringed."""
-    best = {}
+def learning_curves(
+    histories: Mapping[str, Sequence[Mapping[str, float]]], best_steps: Mapping[str, int]
+) -> Plot:
+    """Macro-F1 on the validation rows over optimiser steps, a line an arm; a ring marks the step
+    whose weights were kept, which another figure than macro-F1 may have chosen.
+    """
+    told = []
     axes = _axes(2.9 + 0.21 * len(histories))
     for i, (title, entries) in enumerate(histories.items()):
         _line(axes, i, entries, "macro_f1", _short(title))
-        best[title] = max(entries, key=lambda entry: entry["macro_f1"])
-        _ring(axes, best[title]["step"], best[title]["macro_f1"], _colour(i))
+        for entry in entries:
+            if entry["step"] == best_steps[title]:
+                _ring(axes, entry["step"], entry["macro_f1"], _colour(i))
+                told.append(f"{title}: kept {entry['macro_f1']:.3f} at step {entry['step']}")
     axes.set_xlim(left=0)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("macro-F1 on validation rows")
     axes.figure.legend(loc="outside upper left", handlelength=2.4)
-    told = "; ".join(f"{t}: best {e['macro_f1']:.3f} at step {e['step']}" for t, e in best.items())
-    return _plot("curves", axes, f"Lines of macro-F1 on the validation rows over steps. {told}.")
+    alt = f"Lines of macro-F1 on the validation rows over steps. {'; '.join(told)}."
+    return _plot("curves", axes, alt)
 
 
 @matplotlib.rc_context(_STYLE)

@@ -129,6 +129,7 @@ def _plots(
     arms, synthesis = metrics["arms"], metrics.get("synthesis")
     histories = {arm["title"]: _evaluations(run, arm["name"]) for arm in arms}
     histories = {title: entries for title, entries in histories.items() if entries}
+    best_steps = {arm["title"]: arm["best_step"] for arm in arms}
     perplexities = _evaluations(run, "generator") if "generator" in metrics else []
     sure = {
         is_right: [
@@ -141,7 +142,7 @@ def _plots(
     }
     return {
         "arms": plots.arm_bars(arms) if arms else None,
-        "curves": plots.learning_curves(histories) if histories else None,
+        "curves": plots.learning_curves(histories, best_steps) if histories else None,
         "perplexity": plots.perplexity_curve(perplexities, metrics["generator"]["best_step"])
         if perplexities
         else None,

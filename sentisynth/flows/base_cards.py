@@ -71,11 +71,13 @@ def base_model_card(config: PretrainConfig, directory: Path) -> str:
     task, what = _TASKS[kind]
     begun = []
     if "start_seconds" in figures and config.start is not None:
-        how = f"masked language model ({config.start.mask_rate:.0%} masked)"
+        how = f"as a masked language model ({config.start.mask_rate:.0%} masked): "
         if config.start.objective == "causal":
-            how = "causal language model"
+            how = "as a causal language model: "
+        if config.start.model is not None:  # made elsewhere: `objective` does not tell of it
+            how = ""
         tokens, hours = figures["start_tokens_seen"], figures["start_seconds"] / 3600
-        begun = [("start", f"as a {how}: {tokens:,} tokens, {hours:.2f} hours")]
+        begun = [("start", f"{how}{tokens:,} tokens, {hours:.2f} hours")]
     rows = [
         ("corpus", f"`{Path(text.source).name}`: {figures['corpus_tokens']:,} tokens"),
         *begun,

@@ -16,10 +16,10 @@ from sentisynth.flows.console import Console
 from sentisynth.flows.dataset import build_dataset
 from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, workplace
+from sentisynth.flows.starts import check_starts
 from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import distil_students, train_generator, train_teacher
-from sentisynth.models.classifier import FRESH, check_fresh, first_layers, starts_from_teacher
-from sentisynth.models.loading import check_length, resolve_config, resolve_model
+from sentisynth.models.loading import read_config, resolve_model
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import ARMS
 
@@ -97,16 +97,9 @@ def opened(
     Data and starting models are read before anything is made: a mistake in them costs nothing.
     """
     corpus = load_corpus(config.data, config.seed)
-    for section in _STARTS_FROM.get(command, ()):
-        start = getattr(config, section)
-        if section == "student" and start.model.startswith(FRESH):
-            check_fresh(start.model, start.max_length)
-        elif section == "student" and starts_from_teacher(start.model):
-            teacher = config.teacher.model
-            first_layers(start.model, resolve_config(teacher))
-            check_length(resolve_model(teacher), start.max_length, "student.max_length")
-        else:
-            check_length(resolve_model(start.model), start.max_length, f"{section}.max_length")
+    check_starts(
+        config, _STARTS_FROM.get(command, ()), lambda name: read_config(resolve_model(name))
+    )
     options = {"overwrite": overwrite, "makes_nothing": command in _MAKE_NOTHING}
     with workplace(config, out, console, **options) as place:
         yield Session(

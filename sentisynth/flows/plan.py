@@ -3,9 +3,9 @@
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.errors import PlacementError
 from sentisynth.flows.console import Console
+from sentisynth.flows.starts import check_starts
 from sentisynth.models.classifier import (
     FRESH,
-    check_fresh,
     first_layers,
     fresh_config,
     starts_from_teacher,
@@ -34,8 +34,10 @@ _CPUS_A_GPU = 8
 def plan(config: RunConfig, console: Console, gpus: int | None, gpu_memory: float | None) -> None:
     """Print what `run` would need, for the cluster at hand or for `gpus` of `gpu_memory` GiB.
 
-    Nothing is loaded but the models' configurations. Raises PlacementError for what cannot fit.
+    Nothing is loaded but the models' configurations. Raises PlacementError for what cannot fit,
+    and as `check_starts` does.
     """
+    check_starts(config, ("teacher", "generator", "student"), resolve_config)
     if gpus is not None:
         given = Resources(node_cpus=(float(max(gpus, 1) * _CPUS_A_GPU),), node_gpus=(float(gpus),))
         memory = int((gpu_memory or 80) * _GIB) if gpus else device_facts().memory
@@ -90,7 +92,6 @@ def _shapes(config: RunConfig) -> dict[str, Shape]:
     student = config.student.model
     teacher = resolve_config(config.teacher.model)
     if student.startswith(FRESH):
-        check_fresh(student, config.student.max_length)
         start = fresh_config(student, teacher.vocab_size)
     elif starts_from_teacher(student):
         start = resolve_config(config.teacher.model)

@@ -25,9 +25,9 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
     """
     directory, console = RunDirectory(out), Console()
     directory.pull()
-    corpus = read_splits(directory.require("corpus", f"teacher {config.name}"))
-    teacher = directory.require("teacher", f"teacher {config.name}")
-    generator = directory.require("generator", f"generator {config.name}")
+    corpus = read_splits(directory.require("corpus", "teacher …"))
+    teacher = directory.require("teacher", "teacher …")
+    generator = directory.require("generator", "generator …")
     names, tau = config.data.labels, config.synthesis.tau
     generate = Generate(generator, config)
     verify = Verify(teacher, config)

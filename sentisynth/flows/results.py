@@ -60,7 +60,7 @@ def rewrite_report(path: Path) -> Path:
             )
     if not metrics.is_file():
         raise RunDirectoryError(
-            f"there is no {path / 'metrics.json'}; run `sentisynth evaluate` first"
+            f"there is no {path / 'metrics.json'}; run `sentisynth evaluate …` first"
         )
     try:
         page = render_report(directory, read_json(metrics))

@@ -46,7 +46,7 @@ _CODE_VERSION = 1
 def run_sweep(session: Session, plan: SweepPlan) -> None:
     """Train what is missing, choose by validation, report. The same again goes on."""
     config, directory = session.config, session.directory
-    teacher = directory.require("teacher", f"teacher {config.name}")
+    teacher = directory.require("teacher", "teacher …")
     out = directory.path / "sweep" / plan.kind
     directory.begin(f"sweep/{plan.kind}", _parts(session, teacher))
     base = _base(session, plan)
@@ -106,10 +106,11 @@ def _follower(
 
     def follow(result: dict[str, Any]) -> None:
         counted[0] += bool(result.get("done"))
-        figure = f"macro-F1 {result['macro_f1']:.3f}"
-        session.console.progress(f"{counted[0]}/{n_all} done  {figure}")
+        name, figure = result["trial_name"], result["macro_f1"]
+        figures = {"done": counted[0], "of": n_all, "trial": name, "macro_f1": figure}
+        session.console.progress(f"{counted[0]}/{n_all} done  macro-F1 {figure:.3f}", figures)
         if result.get("done"):
-            log.record(trials / f"{result['trial_name']}.json")
+            log.record(trials / f"{name}.json")
 
     return follow
 
@@ -143,7 +144,7 @@ def _steps(session: Session, plan: SweepPlan) -> int:
     """
     config = session.config
     most = max(plan.grid.get("n_per_class", (config.synthesis.n_per_class,)))
-    real = read_splits(session.directory.require("corpus", f"sweep {plan.kind}"))["seed"].num_rows
+    real = read_splits(session.directory.require("corpus", "teacher …"))["seed"].num_rows
     rows = real + len(config.data.labels) * (most - 2 * round(HELD_OUT * most))
     train = config.student.train
     return -(-rows // train.batch_size) * train.epochs
@@ -190,7 +191,7 @@ def _conclude(
         reasons = {result["error"] for result in results.values()}
         raise SweepError(f"no training of the sweep succeeded: {'; '.join(sorted(reasons))}")
     best = max((p for p in points if p["values"]), key=lambda p: p["mean"])
-    test = read_splits(session.directory.require("corpus", f"sweep {plan.kind}"))["test"]
+    test = read_splits(session.directory.require("corpus", "teacher …"))["test"]
     texts, labels = test[schema.TEXT].to_pylist(), test[schema.LABELS].to_numpy().astype(np.int64)
     tested = []
     for name in best["trials"]:

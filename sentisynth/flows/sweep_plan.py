@@ -48,6 +48,7 @@ _OTHER_KEYS = (
 )
 _RANGES = ("alpha", "beta", "temperature", _OTHER_KEYS[1], *_OTHER_KEYS[3:6])
 _BOUNDS = {"alpha": (0, 1), "beta": (0, 1), "tau": (0, 1), "temperature": (1e-3, 100)}
+_EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # YAML reads 1e-4 as text
 _RANGE = re.compile(r"^(uniform|loguniform)\(([^,]+),([^,]+)\)$")
 
 
@@ -91,9 +92,10 @@ def plan_sweep(
         given = {_KEYS.get(name, name) for name in dims}
         lists = [key for key in grid if key in given or key not in _RANGES]
         if lists:
+            way = "give it as uniform(a,b), or " if lists[0] in _RANGES else ""
             raise ConfigError(
-                f"search=optuna searches ranges, and {lists[0]} is a list; give it as "
-                f"uniform(a,b), or leave out search=optuna"
+                f"search=optuna searches ranges, and {lists[0]} is a list; {way}leave out "
+                f"search=optuna"
             )
         ranges |= {key: ("uniform", min(values), max(values)) for key, values in grid.items()}
         grid = {}
@@ -143,19 +145,25 @@ def _dimensions(
             if key not in _RANGES:
                 raise ConfigError(
                     f"dim.{name} is a range; only {', '.join(_RANGES)} can be searched: give "
-                    f"dim.{name} as a list"
+                    f"dim.{name} as a list, and leave out search=optuna"
                 )
             ranges[key] = _range(name, found)
             _check_values(config, key, ranges[key][1:])
             grid.pop(key, None)
         elif isinstance(value, list) and value:
-            grid[key] = tuple(float(v) if key in _BOUNDS and type(v) is int else v for v in value)
+            grid[key] = tuple(_number(key, v) for v in value)
         else:
             raise ConfigError(
                 f"dim.{name} is {value!r}; write a list such as [0.2,0.5], or uniform(0,1) or "
                 f"loguniform(1e-5,1e-3) with search=optuna"
             )
     return grid, ranges
+
+
+def _number(key: str, value: Any) -> Any:
+    """A value of a list, as the number that it is."""
+    whole = type(value) is int and key in _BOUNDS
+    return float(value) if whole or _EXPONENT.match(str(value)) else value
 
 
 def _range(name: str, found: re.Match[str]) -> tuple[str, float, float]:

@@ -50,7 +50,7 @@ def selected_rows(
     wanted = {(t.arm != UNVERIFIED, t.tau, t.n_per_class) for t in trials if t.n_per_class}
     if not wanted:
         return {}, {}
-    directory.require("generator", f"generator {config.name}")
+    directory.require("generator", "generator …")
     found: dict[str, pa.Table] = {}
     short: dict[str, str] = {}
     if directory.read_stamp("pool") is not None and read_manifest(directory.pool) is None:
@@ -152,8 +152,7 @@ def _selected(session: Session, verified: bool, tau: float, n: int) -> pa.Table:
     manifest = read_manifest(directory.pool)
     if manifest is None:
         raise SweepError(
-            f"the pool in {directory.path} is not finished; run `sentisynth synthesize "
-            f"{config.name}` first"
+            f"the pool in {directory.path} is not finished; run `sentisynth synthesize …` first"
         )
     if manifest["plan"] != fingerprint(plan_parts(session)):
         raise SweepError(

@@ -33,7 +33,7 @@ _CODE_VERSION = 2  # raise it when the same parts would give another model
 def train_teacher(session: Session) -> None:
     """Stage A."""
     config = session.config
-    session.directory.require("corpus", f"teacher {config.name}")
+    session.directory.require("corpus", "teacher …")
     parts = {**_parts(session, "teacher", config.teacher.model), "labels": list(config.data.labels)}
     title = f"A  teacher: {_short(config.teacher.model)} on {config.data.n_seed:,} labelled rows"
     _train(session, "teacher", title, parts, partial(teach, config), ["corpus"])
@@ -42,7 +42,7 @@ def train_teacher(session: Session) -> None:
 def train_generator(session: Session) -> None:
     """Stage B."""
     config = session.config
-    session.directory.require("corpus", f"generator {config.name}")
+    session.directory.require("corpus", "generator …")
     parts = _parts(session, "generator", config.generator.model)
     parts["control_tokens"] = control_tokens(config)
     del parts["generator"]["prompts"]  # they are used in synthesis alone
@@ -63,9 +63,9 @@ def control_tokens(config: RunConfig) -> list[str]:
 
 def _distil(session: Session, arm: Arm) -> None:
     config, directory = session.config, session.directory
-    directory.require("corpus", f"distil {config.name}")
-    teacher = directory.require("teacher", f"teacher {config.name}")
-    directory.require("dataset", f"synthesize {config.name}")
+    directory.require("corpus", "distil …")
+    teacher = directory.require("teacher", "teacher …")
+    directory.require("dataset", "synthesize …")
     parts = {
         **_parts(session, "student", config.student.model),
         "dataset": fingerprint(directory.read_stamp("dataset")),
@@ -126,7 +126,7 @@ def train_on_ray(
 
     def build(out: Path, log: StageLog) -> None:
         def follow(entry: dict[str, Any]) -> None:
-            place.console.progress(training_line(entry))
+            place.console.progress(training_line(entry), entry)
             log.metrics(entry, step=int(entry["step"]))
 
         def restarted(times: int, reason: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,16 +89,20 @@ class UnitGenerator:
         )
 
 
-def choose_engine(name: str, model_type: str) -> str:
-    """Resolve `auto`: ours for GPT-2 models, transformers' `generate` for the rest."""
+def choose_engine(name: str, model: Any) -> str:
+    """Resolve `auto`: ours for the models that it runs, transformers' `generate` for the rest."""
     if name != "auto":
         return name
-    return "batch" if model_type == "gpt2" else "transformers"
+    try:
+        check_config(model)
+    except ModelError:
+        return "transformers"
+    return "batch"
 
 
 def engine_of(path: Path, name: str) -> str:
     """The engine that runs the model in `path`; its weights are not read."""
-    return choose_engine(name, read_config(path).model_type)
+    return choose_engine(name, read_config(path))
 
 
 def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int) -> int:
@@ -123,7 +127,7 @@ def check_generator(path: Path, config: RunConfig) -> None:
     The engine runs its architecture, it knows the control tokens, and each prompt leaves room.
     """
     tokenizer, model = load_tokenizer(path), read_config(path)
-    engine = choose_engine(config.synthesis.engine, model.model_type)
+    engine = choose_engine(config.synthesis.engine, model)
     if engine == "batch":
         check_config(model)
     elif engine == "vllm":

@@ -91,6 +91,17 @@ def first_layers(reference: str, teacher: Any) -> int:
     return int(text)
 
 
+def check_head(start: Any, n_labels: int) -> None:
+    """Raise ModelError where a configuration tells of a head for another K."""
+    names = start.architectures or ()
+    has_head = any(name.endswith("ForSequenceClassification") for name in names)
+    if has_head and start.num_labels != n_labels:
+        raise ModelError(
+            f"{start.name_or_path} has a head for {start.num_labels} classes, the data has "
+            f"{n_labels}; give a model without a head, or data with those classes"
+        )
+
+
 def check_fresh(reference: str, max_length: int) -> None:
     """Raise ModelError unless a `fresh:SHAPE` is known and takes `max_length` tokens."""
     shape = reference.removeprefix(FRESH)

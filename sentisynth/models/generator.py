@@ -84,11 +84,16 @@ def freeze_lower_blocks(model: PreTrainedModel, n_frozen: int | None) -> int:
     """Stop the gradients of the lower n blocks (null: two thirds of them) and return n."""
     found = blocks(model)
     n = len(found) * 2 // 3 if n_frozen is None else n_frozen
-    if n > len(found):
-        raise ModelError(f"generator.frozen_blocks is {n}; the model has {len(found)} blocks")
+    check_frozen(n, len(found))
     for block in found[:n]:
         block.requires_grad_(False)
     return n
+
+
+def check_frozen(n_frozen: int, n_blocks: int) -> None:
+    """Raise ModelError unless a model of so many blocks has as many to freeze."""
+    if n_frozen > n_blocks:
+        raise ModelError(f"generator.frozen_blocks is {n_frozen}; the model has {n_blocks} blocks")
 
 
 def add_adapters(model: PreTrainedModel, rank: int, control_ids: Sequence[int]) -> Any:

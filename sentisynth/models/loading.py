@@ -163,11 +163,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_length(path: Path, max_length: int, key: str) -> None:
-    """Raise ModelError unless the model in a directory takes sequences of `max_length` tokens."""
-    config = read_config(path)
+def check_length(config: Any, max_length: int, key: str) -> None:
+    """Raise ModelError unless a model of this configuration takes so many tokens."""
     most = getattr(config, "max_position_embeddings", None) or max_length
     if config.model_type in _OFFSET_POSITIONS:  # positions are counted from the pad token's id on
         most -= (config.pad_token_id or 0) + 1
     if max_length > most:
-        raise ModelError(f"{key} is {max_length}; the model in {path} takes {most} tokens at most")
+        name = config.name_or_path
+        raise ModelError(f"{key} is {max_length}; the model in {name} takes {most} tokens at most")

@@ -193,27 +193,34 @@ def _keys(settings: Any) -> Iterator[str]:
             yield from _keys(value)
 
 
-def deepspeed_settings(config: TrainConfig, device: torch.device, world: int) -> dict[str, Any]:
+def deepspeed_settings(
+    config: TrainConfig, device: torch.device | None, world: int
+) -> dict[str, Any]:
     """The JSON that DeepSpeed gets: the user's, and ours where his says nothing or `auto`.
 
-    Raises ConfigError where the two contradict each other.
+    Raises ConfigError where the two contradict each other. Where the device is not known yet, what
+    hangs on it is left out.
     """
     rows = -(-config.batch_size // world)
     parts = -(-rows // (config.micro_batch_size or rows))
-    dtype = autocast_dtype(config.precision, device)
-    if dtype == torch.float16 and device.type == "cpu":
-        raise ConfigError("DeepSpeed has no fp16 on a CPU; set train.precision=fp32 or bf16")
     ours: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": -(-rows // parts),
         "train_batch_size": -(-rows // parts) * parts * world,
         "gradient_accumulation_steps": parts,
         "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": dtype == torch.bfloat16},
-        "fp16": {"enabled": dtype == torch.float16},
+        "bf16": {},
+        "fp16": {},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {},
     }
+    kind = None if device is None else device.type
+    if device is not None or config.precision != "auto":
+        dtype = autocast_dtype(config.precision, device or torch.device("cpu"))
+        if dtype == torch.float16 and kind == "cpu":
+            raise ConfigError("DeepSpeed has no fp16 on a CPU; set train.precision=fp32 or bf16")
+        ours["bf16"] = {"enabled": dtype == torch.bfloat16}
+        ours["fp16"] = {"enabled": dtype == torch.float16}
     settings = copy.deepcopy(config.deepspeed or {})
     for key in ("optimizer", "scheduler"):
         if key in settings:
@@ -234,7 +241,7 @@ def deepspeed_settings(config: TrainConfig, device: torch.device, world: int) ->
         _agree(zero, {"stage": config.zero_stage}, "train.deepspeed.zero_optimization")
     zero.setdefault("stage", default_stage(config))
     if config.offload != "none":
-        device_of = {"device": "cpu", "pin_memory": device.type == "cuda"}
+        device_of = {"device": "cpu", "pin_memory": kind == "cuda"}
         zero.setdefault("offload_optimizer", device_of)
         if config.offload == "parameters":
             zero.setdefault("offload_param", device_of)

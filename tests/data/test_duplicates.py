@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from datasketch import MinHash
 
+from sentisynth.data.arrays import Multimap
 from sentisynth.data.duplicates import (
     DuplicateIndex,
     Sketches,
     _bands,
-    _Multimap,
     band_shape,
-    jaccard,
     sketch,
 )
 from sentisynth.data.text import normal_form
@@ -33,6 +32,12 @@ def shingles(text: str) -> frozenset[tuple[str, ...]]:
     words = normal_form(text).split()
     runs = [tuple(words[i : i + 3]) for i in range(len(words) - 2)]
     return frozenset(runs or [tuple(words)])
+
+
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """|a ∩ b| / |a ∪ b| of two arrays of distinct values."""
+    shared = len(np.intersect1d(a, b, assume_unique=True))
+    return shared / (len(a) + len(b) - shared)
 
 
 class Exhaustive:
@@ -223,7 +228,7 @@ def test_the_multimap_finds_every_key_after_growth() -> None:
     keys = random.integers(0, 1 << 64, 50_000, dtype=np.uint64)
     keys[1::50] = keys[0::50]  # some keys hold two items
     items = random.permutation(len(keys)).astype(np.uint32)
-    table, start = _Multimap(), 0
+    table, start = Multimap(), 0
     for size in (1, 2000, 3, 500, 30_000, 10_000, 7_496):
         table.insert(keys[start : start + size], items[start : start + size])
         start += size
@@ -247,6 +252,30 @@ def test_a_text_costs_less_than_400_bytes(threshold: float, originals: list[str]
     for start in range(0, len(texts), 1000):
         index.add_new(sketch(texts[start : start + 1000], threshold))
     assert len(index) == 30_000 and index.nbytes / len(index) < 400
+
+
+class Counting(DuplicateIndex):
+    """Counts the pairs that are compared exactly."""
+
+    compared = 0
+
+    def _is_near(
+        self, shingles: np.ndarray, others: np.ndarray, ends: np.ndarray, items: np.ndarray
+    ) -> bool:
+        self.compared += len(items)
+        return super()._is_near(shingles, others, ends, items)
+
+
+def test_few_texts_of_one_template_are_compared_exactly() -> None:
+    """Of 22 common and 8 own words: most pairs share a band, none is near."""
+    rng, words = random.Random(0), [f"w{i}" for i in range(5000)]
+    start = " ".join(words[:22])
+    texts = [f"{start} {' '.join(rng.choices(words, k=8))}" for _ in range(600)]
+    index, own = Counting(0.8, texts[:500]), sketch(texts[500:], 0.8)
+    index.compared = 0
+    assert not index.matches(own).any() and index.compared < 0.05 * 500 * 100
+    near = sketch([f"{text} more" for text in texts[:50]], 0.8)
+    assert index.matches(near).mean() > 0.9
 
 
 def test_texts_with_a_long_common_beginning_are_not_compared_pair_by_pair() -> None:

@@ -57,6 +57,25 @@ def test_source_rows_that_are_in_test_are_left_out(tmp_path: Path, skewed: Path)
     assert corpus.dropped["in_test"] == 1
 
 
+def test_a_source_that_is_the_test_file_is_told_of(skewed: Path) -> None:
+    with pytest.raises(DataError, match=r"left out, since data\.test has the same texts: 100"):
+        load_corpus(config(skewed, test=str(skewed)), 1)
+
+
+def test_a_validation_that_is_the_test_file_is_told_of(tmp_path: Path, skewed: Path) -> None:
+    held_out = str(write(tmp_path / "t.parquet", ["other words", "more words"], [1, 0]))
+    told = r"no row of class n, p \(left out, since data\.test has the same texts: 2\)"
+    with pytest.raises(DataError, match=told):
+        load_corpus(config(skewed, test=held_out, validation=held_out), 1)
+
+
+def test_a_class_that_is_all_in_test_is_told_of(tmp_path: Path, skewed: Path) -> None:
+    texts = [f"text {i}" for i in range(3, 100, 4)]
+    held_out = write(tmp_path / "t.parquet", ["other words", *texts], [0] + [1] * len(texts))
+    with pytest.raises(DataError, match=r"the seed has no row of class p \(left out.*: 25\)"):
+        load_corpus(config(skewed, test=str(held_out)), 1)
+
+
 def test_repeats_and_contradictions_are_left_out(tmp_path: Path) -> None:
     texts = [f"text {i}" for i in range(60)] + ["text 0", "text 1"]
     source = write(tmp_path / "s.parquet", texts, [0, 1] * 30 + [0, 0])

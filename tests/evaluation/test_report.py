@@ -18,6 +18,7 @@ from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.units import Unit, write_unit
 from sentisynth.evaluation import report
 from sentisynth.evaluation.metrics import classification
+from sentisynth.evaluation.plots import learning_curves
 from sentisynth.evaluation.report import render_report
 from sentisynth.evaluation.sentences import gain_sentence
 
@@ -231,6 +232,12 @@ def test_a_gain_is_claimed_only_if_the_interval_is_clear_of_zero(
     sentence = gain_sentence({"macro_f1": (low + high) / 2, "low": low, "high": high})
     assert expected in sentence
     assert ("gave" in sentence) == (low > 0)
+
+
+def test_the_ring_is_at_the_weights_that_were_kept() -> None:
+    """By the validation loss, they need not be those of the highest macro-F1."""
+    entries = [{"step": 10, "macro_f1": 0.6}, {"step": 20, "macro_f1": 0.7}]
+    assert "s: kept 0.600 at step 10." in learning_curves({"s": entries}, {"s": 10}).alt
 
 
 def test_the_page_loads_nothing_and_runs_nothing(html: str) -> None:

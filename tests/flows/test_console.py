@@ -9,11 +9,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from sentisynth.config.types import TrainConfig
+from sentisynth.data.run_directory import RunDirectory
+from sentisynth.flows import training
 from sentisynth.flows.console import Console, Style, duration, training_line
+from sentisynth.flows.sweep import _follower
 
 STYLES: list[Style] = ["line", "json", "ray"]
 
@@ -70,6 +76,38 @@ def test_for_machines_progress_comes_at_most_once_a_second(
         console.progress("words alone")
     told = entries(capsys.readouterr().err)
     assert [e["i"] for e in told if e["event"] == "progress"] == [0]
+
+
+def test_for_machines_a_training_tells_its_figures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    entry = {"step": 20, "total_steps": 100, "macro_f1": 0.75, "train_loss": 0.5}
+    monkeypatch.setattr(training, "run_training", lambda *given: given[3](entry))
+    console, log = Console("json"), SimpleNamespace(metrics=lambda *_, **__: None)
+
+    def do(name: str, title: str, parts: Any, build: Any) -> None:
+        (tmp_path / "metrics.json").write_text("{}")
+        with console.stage(title):
+            build(tmp_path, log)
+
+    directory = RunDirectory(tmp_path)
+    place: Any = SimpleNamespace(console=console, directory=directory, do=do, gather=lambda: None)
+    train, job, card = TrainConfig(), cast(Any, None), lambda _: "card"
+    training.train_on_ray(place, "teacher", "A", {}, train, job, [], card)
+    told = entries(capsys.readouterr().err)
+    assert [e["event"] for e in told] == ["started", "progress", "finished"]
+    assert told[1].items() >= entry.items()
+
+
+def test_for_machines_a_sweep_tells_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    session: Any = SimpleNamespace(console=Console("json"))
+    log: Any = SimpleNamespace(record=lambda _: None)
+    _follower(session, log, tmp_path, 1, 4)({"trial_name": "t", "macro_f1": 0.5, "done": True})
+    (told,) = entries(capsys.readouterr().err)
+    wanted = {"event": "progress", "done": 2, "of": 4, "trial": "t", "macro_f1": 0.5}
+    assert told.items() >= wanted.items()
 
 
 def test_for_people_a_stage_is_a_line_at_its_end(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from sentisynth.cli import main
+from sentisynth.config.load import load_config
 from sentisynth.config.types import TrainConfig
+from sentisynth.errors import ConfigError, ModelError, SentisynthError
+from sentisynth.flows.starts import check_starts
+from sentisynth.models.classifier import load_classifier
 from sentisynth.models.generator import add_adapters, freeze_lower_blocks, load_generator
-from sentisynth.models.loading import resolve_config
+from sentisynth.models.loading import resolve_config, save_model
 from sentisynth.training.memory import Shape, footprint, shape_of
 
 BILLION = 10**9
@@ -96,3 +100,49 @@ def test_plan_refuses_what_cannot_fit(capsys: pytest.CaptureFixture[str]) -> Non
 def test_plan_refuses_more_workers_than_there_are_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "quickstart", "teacher.train.workers=4", "--gpus", "2"]) == 2
     assert "4 training workers with 1 GPUs each need 4 GPUs" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("generator.frozen_blocks=99", "generator.frozen_blocks is 99; the model has 6 blocks"),
+        ("student.train.deepspeed={optimizer: {type: Adam}}", "student: train.deepspeed has a sec"),
+        ("teacher.train.deepspeed={gradient_clipping: 5}", "teacher: train.deepspeed.gradient_cl"),
+        ("generator.train.deepspeed={bf16: true}", "generator: train.deepspeed.bf16 is True"),
+        ("student.model=fresh:bert-huge", "there is no shape 'bert-huge'"),
+        ("teacher.max_length=8000", "teacher.max_length is 8000"),
+    ],
+)
+def test_plan_refuses_what_a_later_training_would_fail_at(
+    capsys: pytest.CaptureFixture[str], override: str, told: str
+) -> None:
+    assert main(["plan", "quickstart", override, "--gpus", "0"]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("section", ["teacher", "student"])
+def test_a_head_for_other_classes_is_known_before_anything_starts(
+    section: str, tiny_bert: Path, tmp_path: Path
+) -> None:
+    save_model(*load_classifier(str(tiny_bert), ["a", "b", "c"]), tmp_path)
+    config = load_config("quickstart", [f"{section}.model={tmp_path}"])
+    with pytest.raises(SentisynthError, match="has a head for 3 classes, the data has 2"):
+        check_starts(config, [section], resolve_config)
+    check_starts(config, ["generator"], resolve_config)
+
+
+def test_an_engine_that_does_not_run_the_generator_is_known_before_anything_starts(
+    tiny_bert: Path,
+) -> None:
+    overrides = [f"generator.model={tiny_bert}", "synthesis.engine=batch"]
+    with pytest.raises(ModelError, match=r"engine=batch runs gpt2 models.*=transformers"):
+        check_starts(load_config("quickstart", overrides), ["generator"], resolve_config)
+
+
+def test_what_hangs_on_the_device_is_left_to_the_workers() -> None:
+    """A driver without a GPU does not know whether `auto` is bf16."""
+    theirs = "teacher.train.deepspeed={bf16: {enabled: true}, fp16: {enabled: false}}"
+    check_starts(load_config("quickstart", [theirs]), ["teacher"], resolve_config)
+    config = load_config("quickstart", [theirs, "teacher.train.precision=fp32"])
+    with pytest.raises(ConfigError, match="teacher: train.deepspeed.bf16.enabled is True"):
+        check_starts(config, ["teacher"], resolve_config)

@@ -14,7 +14,8 @@ import pytest
 
 from sentisynth.cli import main
 from sentisynth.config.load import load_pretrain_config
-from sentisynth.data.files import read_json, sha256_file
+from sentisynth.data.files import read_json, sha256_file, write_json
+from sentisynth.flows.base_cards import base_model_card
 from sentisynth.runtime.corpus import pack_corpus
 from sentisynth.training.rows import Rows
 from sentisynth.training.tokenizer import train_tokenizer
@@ -51,6 +52,18 @@ def command(kind: str, texts: Path, out: Path, *more: str) -> list[str]:
     steps = ["start.steps=10"] if kind == "encoder" else []
     mini = [*MINI, *steps, "train.steps=20", *more]
     return ["pretrain", kind, recipe, source, *mini, "--out", str(out)]
+
+
+def test_a_card_does_not_guess_how_a_given_start_was_trained(tmp_path: Path) -> None:
+    counts = dict.fromkeys(("corpus_tokens", "tokens_seen", "parameters", "steps"), 9)
+    figures = {"seconds": 60, "hardware": "", "start_tokens_seen": 1000, "start_seconds": 3600}
+    write_json(tmp_path / "metrics.json", {**counts, **figures})
+    for start, told in (
+        ("{model: runs/other/model}", "| start | 1,000 tokens, 1.00 hours |"),
+        ("{objective: masked}", "| start | as a masked language model (15% masked): 1,000 tokens"),
+    ):
+        config = load_pretrain_config("reviews-encoder-mini", [f"start={start}"])
+        assert told in base_model_card(config, tmp_path)
 
 
 def test_a_base_model_is_made_recorded_and_not_made_again(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sentisynth.cli import main
-from sentisynth.config.load import load_config
+from sentisynth.config.load import load_config, parse_value
 from sentisynth.errors import ConfigError
 from sentisynth.evaluation.sweeps import points_of, verdict
 from sentisynth.flows.sweep_plan import plan_sweep
@@ -143,8 +143,11 @@ def test_a_search_and_a_pool_that_is_extended(
         ("arms", {"arm": ["soft", "loud"]}, {}, "dim.arm is 'loud'"),
         ("size", {"size": [-1]}, {}, "dim.size has -1"),
         ("alpha", {}, {"seeds": []}, "at least one seed"),
-        ("tau", {}, {"search": "optuna"}, "searches ranges, and tau is a list"),
+        ("tau", {}, {"search": "optuna"}, "ranges, and tau is a list; leave out search=optuna"),
+        ("arms", {}, {"search": "optuna"}, "ranges, and arm is a list; leave out search=optuna"),
+        ("alpha", {"alpha": [0.5]}, {"search": "optuna"}, r"is a list; give it as uniform\(a,b\)"),
         ("alpha", {"tau": "uniform(0.5,0.9)"}, {"search": "optuna"}, "only alpha, beta"),
+        ("alpha", {"tau": "uniform(0.5,0.9)"}, {}, "as a list, and leave out search=optuna"),
         ("alpha", {"beta": "uniform(0,2)"}, {"search": "optuna"}, r"dim.beta has 2.0"),
         ("alpha", {"seed": [1, 2]}, {}, "dim.seed is neither"),
         ("alpha", {"student.train.workers": [2]}, {}, "dim.student.train.workers is neither"),
@@ -163,12 +166,21 @@ def test_a_sweep_that_makes_no_sense_is_a_sentence(
         plan_sweep(kind, load_config("quickstart"), dims, **{**CHOICES, **choices})
 
 
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    rates = parse_value("[1e-4, 0.0001, 1.5E-3]")
+    dims = {"beta": parse_value("[1e-1,2e-1,1]"), "student.train.learning_rate": rates}
+    grid = plan_sweep("beta", load_config("quickstart"), dims, **CHOICES).grid
+    assert grid["beta"] == (0.1, 0.2, 1.0)
+    assert grid["student.train.learning_rate"] == (1e-4, 1e-4, 1.5e-3)
+    assert all(type(value) is float for values in grid.values() for value in values)
+
+
 def test_a_run_without_a_pool_is_a_sentence(
     quick_overrides: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["sweep", "alpha", "quickstart", *quick_overrides, "--out", str(tmp_path / "run")]
     assert main(command) == 2
-    assert "run `sentisynth teacher quickstart` first" in capsys.readouterr().err
+    assert "run `sentisynth teacher …` first" in capsys.readouterr().err
 
 
 def result(alpha: float, seed: int, f1: float | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, GPT2Config, LlamaConfig
 
 from sentisynth.config.load import load_config
 from sentisynth.config.types import SamplingConfig
@@ -162,8 +162,15 @@ def test_no_candidate_is_longer_than_asked_or_than_the_model(mini, name: str) ->
 
 
 def test_auto_takes_ours_for_gpt2_and_generate_for_the_rest(mini, tiny_bert: Path) -> None:
-    assert choose_engine("auto", "gpt2") == "batch"
-    assert choose_engine("auto", "llama") == "transformers"
+    assert choose_engine("auto", GPT2Config()) == "batch"
+    others = [
+        LlamaConfig(),
+        GPT2Config(scale_attn_by_inverse_layer_idx=True),
+        GPT2Config(activation_function="quick_gelu"),
+    ]
+    for other in others:
+        assert choose_engine("auto", other) == "transformers"
+        assert choose_engine("batch", other) == "batch"
     bert, tokenizer = load_classifier(str(tiny_bert), ["n", "p"])
     with pytest.raises(ModelError, match="set synthesis.engine=transformers"):
         BatchEngine(bert, tokenizer, torch.float32)
