@@ -103,7 +103,7 @@ def test_a_stage_before_its_time_names_the_command(
         out = tmp_path / command
         assert main([command, "quickstart", "--out", str(out)]) == 2
         message = capsys.readouterr().err.splitlines()[-1]
-        assert told in message and "run `sentisynth teacher " in message
+        assert told in message and "run `sentisynth teacher …` first" in message
 
 
 def test_the_command_that_is_named_is_not_made_of_the_recipes_name(

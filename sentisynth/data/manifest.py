@@ -132,7 +132,7 @@ def read_receipts(
         found = read_unit(unit, pool, manifest["plan"], manifest["files"][unit.name])
         if found is None:
             raise RunDirectoryError(
-                f"{unit.path(pool)} is missing or damaged; run `sentisynth synthesize` again"
+                f"{unit.path(pool)} is missing or damaged; run `sentisynth synthesize …` again"
             )
         table, sha256 = found
         yield table, Receipt.of(table, unit, sha256, near_duplicates)

@@ -29,15 +29,13 @@ def build_dataset(session: Session) -> None:
         manifest = read_manifest(directory.pool)
         if manifest is None:
             raise RunDirectoryError(
-                f"the pool in {directory.path} is not finished; run `sentisynth synthesize "
-                f"{config.name}` first"
+                f"the pool in {directory.path} is not finished; run `sentisynth synthesize …` first"
             )
         labels, near = range(len(config.data.labels)), synthesis.screens.near_duplicates
         if manifest["plan"] != parts["plan"]:
             raise RunDirectoryError(
                 f"the pool in {directory.path} was made under other settings; run `sentisynth "
-                f"synthesize {config.name}` with the same ones first, or choose another "
-                f"directory with --out"
+                f"synthesize …` with the same ones first, or choose another directory with --out"
             )
         chosen, ledgers = select(
             (read_receipts(directory.pool, manifest, label, near) for label in labels),

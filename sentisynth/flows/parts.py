@@ -12,7 +12,7 @@ from sentisynth.models.devices import DeviceFacts
 from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
-_CODE_VERSION = 3  # raise it when the same plan would give other bytes
+_CODE_VERSION = 4  # raise it when the same plan would give other bytes
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
 _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 
@@ -40,8 +40,8 @@ def _parts(session: Session) -> dict[str, Any]:
     """What the configuration and the models decide, whatever the machines."""
     config, directory = session.config, session.directory
     synthesis = config.synthesis
-    teacher = directory.require("teacher", f"teacher {config.name}")
-    generator = directory.require("generator", f"generator {config.name}")
+    teacher = directory.require("teacher", "teacher …")
+    generator = directory.require("generator", "generator …")
     pools = (synthesis.generate_pool, synthesis.verify_pool)
     decided = {
         "engine": engine_of(generator, synthesis.engine),
@@ -82,7 +82,7 @@ def _unit_size(session: Session) -> int:
     """Candidates of a unit, from the memory of an actor."""
     config, directory = session.config, session.directory
     device, placed = session.devices[0], session.placement.generate
-    generator = directory.require("generator", f"generator {config.name}")
+    generator = directory.require("generator", "generator …")
     if placed.gpus:
         share = device.memory * min(placed.gpus, 1.0)
         return rows_that_fit(generator, config, int(_SHARE_OF_GPU * share), _MOST_ON_GPU)

@@ -118,7 +118,7 @@ def _fill(
     log: StageLog,
 ) -> None:
     directory, decided = session.directory, parts["synthesis"]
-    splits = read_splits(directory.require("corpus", f"synthesize {config.name}"))
+    splits = read_splits(directory.require("corpus", "synthesize …"))
     held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
     done, placement = set(done), session.placement
     while not reader.all_full:
