@@ -43,7 +43,7 @@ def _parts(session: Session) -> dict[str, Any]:
     teacher = directory.require("teacher", "teacher …")
     generator = directory.require("generator", "generator …")
     pools = (synthesis.generate_pool, synthesis.verify_pool)
-    decided = {
+    decided: dict[str, Any] = {
         "engine": engine_of(generator, synthesis.engine),
         "threads": [pool.threads for pool in pools],
         "sampling": synthesis.sampling.model_dump(mode="json"),
