@@ -13,7 +13,7 @@ from typing import Any
 
 from sentisynth.data.units import Unit
 from sentisynth.flows import synthesize
-from sentisynth.runtime import stream
+from sentisynth.runtime.pools import StreamPool, stream_pools
 
 
 def traced(name: str, build: Callable[[], Any], trace: Path) -> Callable[..., Any]:
@@ -31,10 +31,10 @@ def traced(name: str, build: Callable[[], Any], trace: Path) -> Callable[..., An
     return call
 
 
-def pools(trace: Path, *args: Any, **kwargs: Any) -> list[stream.StreamPool]:
+def pools(trace: Path, *args: Any, **kwargs: Any) -> list[StreamPool]:
     return [
         replace(pool, build=partial(traced, pool.name, pool.build, trace))
-        for pool in stream.stream_pools(*args, **kwargs)
+        for pool in stream_pools(*args, **kwargs)
     ]
 
 

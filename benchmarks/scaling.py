@@ -33,6 +33,7 @@ from sentisynth.config.load import load_config
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_screen, build_write
+from sentisynth.runtime.pools import StreamPool, helpers
 from sentisynth.runtime.ray_cluster import (
     SCREEN_CPUS,
     WRITE_CPUS,
@@ -41,7 +42,7 @@ from sentisynth.runtime.ray_cluster import (
     connected,
     place_stream,
 )
-from sentisynth.runtime.stream import StreamPool, UnitStream, helpers
+from sentisynth.runtime.stream import UnitStream
 
 GPUS_A_NODE, SLICE_S = 8, 0.1
 

@@ -24,8 +24,9 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_write
+from sentisynth.runtime.pools import StreamPool
 from sentisynth.runtime.ray_cluster import PoolPlacement, connected
-from sentisynth.runtime.stream import StreamPool, UnitStream
+from sentisynth.runtime.stream import UnitStream
 
 WORDS = np.array([f"w{i}" for i in range(20_000)])
 

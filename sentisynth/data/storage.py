@@ -103,7 +103,8 @@ def remove_tree(path: Path) -> None:
         files = [name for name in remote.fs.find(remote.path) if not name.endswith(f"/{STAMP}")]
         if files:
             remote.fs.rm(files)
-        remote.fs.rm(remote.path, recursive=True)
+        if remote.fs.exists(remote.path):  # without its stamp, a prefix is gone with its objects
+            remote.fs.rm(remote.path, recursive=True)
 
 
 def mirror_of(uri: Path) -> Path:

@@ -147,7 +147,7 @@ def workplace(
 def _refuse_foreign(path: Path) -> None:
     """The config.yaml of something else is not written over. Raises RunDirectoryError."""
     file = path / "config.yaml"
-    if not file.is_file() or (path / LOCK).exists():
+    if not file.is_file() or file.is_symlink() or (path / LOCK).exists():  # a link is told of later
         return
     with suppress(ConfigError):
         if is_ours(path):

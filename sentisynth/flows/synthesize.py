@@ -23,13 +23,14 @@ from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_generator
 from sentisynth.models.classifier import check_verifier
 from sentisynth.runtime.nodes import check_storage, wait_for_room
+from sentisynth.runtime.pools import stream_pools
 from sentisynth.runtime.ray_cluster import (
     Placement,
     balanced,
     cluster_resources,
     facts_of_an_actor,
 )
-from sentisynth.runtime.stream import Finished, UnitStream, stream_pools
+from sentisynth.runtime.stream import Finished, UnitStream
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.watch import ClusterChangedError, UnbalancedError
 from sentisynth.seeding import fingerprint

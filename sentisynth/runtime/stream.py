@@ -11,11 +11,9 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -25,36 +23,24 @@ from ray.data.block import BlockMetadata
 from ray.data.datasource import Datasource, ReadTask
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sentisynth.config.types import RunConfig
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.units import Unit
 from sentisynth.errors import PlacementError, SentisynthError
 from sentisynth.runtime.actors import (
     FAILED,
-    Arithmetic,
     Bundle,
     Mailbox,
     Reports,
     UnitStage,
-    build_generate,
-    build_screen,
-    build_verify,
-    build_write,
     finished_units,
     source_row,
 )
 from sentisynth.runtime.plan import UnitPlan
-from sentisynth.runtime.ray_cluster import (
-    SCREEN_CPUS,
-    WRITE_CPUS,
-    Placement,
-    PoolPlacement,
-)
+from sentisynth.runtime.pools import StreamPool
 from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostError, UnbalancedError
 
 _TICK_S = 1.0
 _LONGEST_LOADING_S = 1800
-_GENERATORS_A_HELPER = 16  # that one process which screens, or writes, keeps up with
 _LONGEST_END_S = 600.0  # that units at work may take to finish when no more are wanted
 _HOPELESS_RESTARTS = 10  # of actors, a pool's largest size each, without a finished unit
 
@@ -66,65 +52,6 @@ class Finished:
     receipt: Receipt
     seconds: dict[str, float]
     """How long each stage took."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StreamPool:
-    """A stage of the stream: how an actor of it is made, and how many there are."""
-
-    name: str
-    build: Any
-    """Makes the stage (`actors.Stage`) in an actor's process."""
-    placed: PoolPlacement
-
-
-def stream_pools(
-    config: RunConfig,
-    placement: Placement,
-    *,
-    generator: Path,
-    teacher: Path,
-    pool: Path,
-    plan: str,
-    evaluation_texts: list[str],
-    seed_texts: list[str],
-    arithmetic: Sequence[Arithmetic | None] = (None, None),
-) -> list[StreamPool]:
-    """The stages of a run; `arithmetic` is that of generation and of verification, of each actor's
-    own choice where it is None.
-    """
-    synthesis, (of_generation, of_verification) = config.synthesis, arithmetic
-    texts = [ray.put((evaluation_texts, seed_texts))]
-
-    n = placement.generate.max_actors
-    return [
-        StreamPool(
-            name="generate",
-            build=partial(build_generate, generator, config, of_generation),
-            placed=placement.generate,
-        ),
-        StreamPool(
-            name="screen",
-            build=partial(build_screen, synthesis.screens, texts),
-            placed=helpers(SCREEN_CPUS, n),
-        ),
-        StreamPool(
-            name="verify",
-            build=partial(build_verify, teacher, config, of_verification),
-            placed=placement.verify,
-        ),
-        StreamPool(
-            name="write",
-            build=partial(build_write, pool, plan, synthesis.screens.near_duplicates),
-            placed=helpers(WRITE_CPUS, n),
-        ),
-    ]
-
-
-def helpers(cpus: float, n_generators: int) -> PoolPlacement:
-    """Actors of the stages that have no model: one, and more for many generators."""
-    most = -(-n_generators // _GENERATORS_A_HELPER)
-    return PoolPlacement(min_actors=1, max_actors=most, cpus=cpus, gpus=0)
 
 
 class UnitStream:

@@ -35,6 +35,8 @@ def test_a_training_goes_on_from_the_store_on_another_machine(
     told: list[dict[str, Any]] = []
 
     def report(entry: dict[str, Any], after: int) -> None:
+        if "macro_f1" not in entry:  # where it is slow, a training tells its loss between
+            return
         told.append(entry)
         if len(told) == after:
             raise KilledError
