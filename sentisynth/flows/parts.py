@@ -20,8 +20,8 @@ _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 def plan_parts(session: Session) -> dict[str, Any]:
     """What decides the bytes of a unit. τ and the quota do not: they are decided afterwards.
 
-    What the machines decide is read from a pool that was begun, so that it can be read, selected
-    from and extended from anywhere; `refuse_other_machines` is asked before units are made.
+    What the machines decide is read from a pool that was begun, so that it can be read and selected
+    from anywhere, told to overwrite or not; `refuse_other_machines` is asked before units are made.
     """
     parts = _parts(session)
     begun = _begun(session, parts)
