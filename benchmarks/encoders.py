@@ -31,7 +31,7 @@ def trained(arguments: argparse.Namespace, name: str, overrides: list[str]) -> P
             )
         return final
     steps = [f"train.steps={arguments.steps}", f"train.eval_every={arguments.steps}"]
-    config = load_pretrain_config("reviews-encoder-mini", [*steps, *overrides])
+    config = load_pretrain_config("reviews-electra-mini", [*steps, *overrides])
     work = arguments.out / f".{name}"
     work.mkdir(parents=True, exist_ok=True)
     inputs = [arguments.run / "tokenizer", arguments.run / "rows"]

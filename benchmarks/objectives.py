@@ -25,7 +25,7 @@ from sentisynth.data.files import read_json
 
 SHAPE = ["shape.layers=4", "shape.width=128", "shape.heads=2"]
 SHAPE += ["masked.shape.width=128", "masked.shape.heads=2"]
-ALONE = [*SHAPE, "start=null", "masked.shape.layers=4", "train.learning_rate=1e-3"]
+ALONE = [*SHAPE, "start=null", "train.learning_rate=1e-3"]
 JUDGE = ["seed=1", "objective=masked", *ALONE]
 START = ["seed=2", "objective=causal", "weights=fp32", *ALONE]
 MASKED_RATE, TEACHER_RATE = 1e-3, 3e-4

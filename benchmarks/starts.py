@@ -30,7 +30,7 @@ from sentisynth.training.beginnings import EMBEDDINGS, put_embeddings
 from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretraining_task
 from sentisynth.training.rows import Rows
 
-ALONE = ["start=null", "masked.shape.layers=6"]
+ALONE = ["start=null"]
 TASKS: dict[str, list[str] | None] = {
     "nothing": None,
     "15 % masked": ["objective=masked", *ALONE, "masked.mask_rate=0.15"],
@@ -77,7 +77,7 @@ def made(
         return trained(arguments, name, [f"embeddings={embeddings}", *overrides])
     final: Path = arguments.out / name
     if not final.is_dir():
-        config = load_pretrain_config("reviews-encoder-mini", [f"embeddings={embeddings}"])
+        config = load_pretrain_config("reviews-electra-mini", [f"embeddings={embeddings}"])
         tokenizer = load_tokenizer(arguments.run / "tokenizer")
         rows = [Rows.map(arguments.run / "rows" / split) for split in (TRAIN, HELD_OUT)]
         model = pretraining_task(config, tokenizer, *rows).model

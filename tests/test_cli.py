@@ -143,6 +143,7 @@ def test_recipes_are_listed_with_a_line_each(capsys: pytest.CaptureFixture[str])
         "rotten_tomatoes_large",
         "sst2",
         "for",
+        "reviews-electra-mini",
         "reviews-encoder-mini",
         "reviews-generator-mini",
     ]

@@ -65,7 +65,9 @@ class ShapeConfig(Config):
 
 
 class MaskedConfig(Config):
-    """The masked language model that proposes replacements, ELECTRA's generator."""
+    """The masked language model that proposes replacements, ELECTRA's generator; of an encoder that
+    is trained as a masked model, mask_rate alone is read.
+    """
 
     shape: ShapeConfig = ShapeConfig(layers=2)
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
@@ -135,9 +137,10 @@ class PretrainConfig(NamedConfig):
     """In training; rows that are seen once need none. A finished encoder says 0.1, for
     fine-tuning."""
     objective: Literal["replaced", "masked", "causal"] | None = None
-    """Null: `replaced` for an encoder, `causal` for a generator. `masked` trains the masked model
-    of an encoder alone, for others to be judged by or to start from; `causal` does so with the
-    attention closed to what follows."""
+    """What a model of `shape` learns. Null: `replaced` for an encoder, `causal` for a generator.
+    `masked`: an encoder that fills masked tokens, for others to be judged by or to start from;
+    `causal`: one that tells the next token, its attention closed to what follows until it is
+    fine-tuned."""
     embeddings: Literal["random", "cooccurrence"] = "random"
     """What the tables of embeddings begin with; `cooccurrence`: singular vectors of which pieces
     stand near which in the corpus, a minute's work."""
@@ -171,11 +174,10 @@ class PretrainConfig(NamedConfig):
                 f"text.max_length is {self.text.max_length}; it must be at most positions, which "
                 f"is {self.positions}"
             )
-        width = max(self.shape.width, self.masked.shape.width)
-        if self.embeddings == "cooccurrence" and width >= self.tokenizer.vocab_size:
+        if self.embeddings == "cooccurrence" and self.table_width >= self.tokenizer.vocab_size:
             raise ValueError(
                 f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; with "
-                f"embeddings=cooccurrence it must be above the width, which is {width}"
+                f"embeddings=cooccurrence it must be above the width, which is {self.table_width}"
             )
         if self.optimizer == "coupled" and self.masked.shape.width != self.shape.width:
             raise ValueError(
@@ -192,11 +194,19 @@ class PretrainConfig(NamedConfig):
         return "replaced" if self.kind == "encoder" else "causal"
 
     @property
+    def table_width(self) -> int:
+        """Of the widest table of embeddings that is trained."""
+        widths = [self.shape.width]
+        if self.chosen_objective == "replaced":
+            widths.append(self.masked.shape.width)
+        return max(widths)
+
+    @property
     def first(self) -> "PretrainConfig | None":
         """The training of the language model that the encoder starts from, if there is one."""
         if self.start is None or self.start.model is not None:
             return None
-        changes = {"shape": self.shape, "mask_rate": self.start.mask_rate, "judge": None}
+        changes = {"mask_rate": self.start.mask_rate, "judge": None}
         rates = {"steps": self.start.steps, "learning_rate": self.start.learning_rate}
         return self.model_copy(
             update={

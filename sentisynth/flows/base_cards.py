@@ -65,9 +65,8 @@ def base_model_card(config: PretrainConfig, directory: Path) -> str:
     train, text = config.train, config.text
     kind: str = config.chosen_objective
     shape = config.shape
-    if config.kind == "encoder" and kind != "replaced":
-        shape = config.masked.shape
-        kind = "one-way" if kind == "causal" else kind
+    if config.kind == "encoder" and kind == "causal":
+        kind = "one-way"
     task, what = _TASKS[kind]
     begun = []
     if "start_seconds" in figures and config.start is not None:

@@ -137,7 +137,7 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
 
 
 def _embed(place: Workplace, config: PretrainConfig) -> None:
-    width = max(config.shape.width, config.masked.shape.width)
+    width = config.table_width
     parts = {
         "code": _CODE_VERSION,
         "seed": config.seed,
@@ -169,12 +169,11 @@ def _train(
     if config.embeddings == "cooccurrence":
         values["embeddings"] = fingerprint(place.directory.read_stamp("embeddings"))
     objective, shape = config.chosen_objective, config.shape
-    if config.kind == "encoder" and objective != "replaced":
-        shape = config.masked.shape
-        for key in ("shape", "optimizer", "coupling"):  # of an encoder that detects
+    if objective != "replaced":
+        for key in ("optimizer", "coupling"):  # of an encoder that detects
             del values[key]
-        for key in ("learning_rate", "judge"):
-            del values["masked"][key]
+        rate = {"mask_rate": values["masked"]["mask_rate"]}
+        values["masked"] = rate if objective == "masked" else None
     parts = {
         "code": _CODE_VERSION,
         "rows": fingerprint(place.directory.read_stamp("rows")),

@@ -58,14 +58,17 @@ def encoder_config(
     )
 
 
-def fresh_masked_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
-    """G with random weights (from torch's generator: seed it first). Raises ModelError."""
+def fresh_masked_model(
+    shape: ShapeConfig, config: PretrainConfig, tokenizer: PreTrainedTokenizerBase
+) -> Any:
+    """A masked language model, such as G, with random weights (from torch's generator: seed it
+    first). Raises ModelError.
+    """
     if tokenizer.mask_token_id is None:
         raise ModelError(
             "the tokenizer has no mask token, which replaced-token detection needs; leave "
             "tokenizer.model out, or give a model whose tokenizer has one"
         )
-    shape = config.masked.shape
     model = DebertaV2ForMaskedLM(encoder_config(shape, tokenizer, config.positions, config.dropout))
     train_fast_attention(model)
     return model

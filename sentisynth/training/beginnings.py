@@ -25,10 +25,9 @@ EMBEDDINGS, _TABLE = "embeddings.safetensors", "embeddings"
 def embed(config: PretrainConfig, tokenizer: Path, rows: Path, out: Path) -> None:
     """Write what the tables of embeddings begin with: float32 (V, E), for the widest of them."""
     pieces = load_tokenizer(tokenizer)
-    width = max(config.shape.width, config.masked.shape.width)
     seed = derive_seed(config.seed, "embeddings")
     table_VE = cooccurrence_embeddings(
-        Rows.map(rows), len(pieces), width, pieces.all_special_ids, seed
+        Rows.map(rows), len(pieces), config.table_width, pieces.all_special_ids, seed
     )
     save_file({_TABLE: torch.from_numpy(table_VE)}, out / EMBEDDINGS)
 
@@ -76,7 +75,7 @@ def check_start(path: Path, config: PretrainConfig) -> None:
         if getattr(found, key) != value:
             raise ModelError(
                 f"start.model: {path} has {key}={getattr(found, key)}, the encoder {value}; train "
-                f"one with objective=causal and the encoder's shape in masked.shape"
+                f"one with objective=causal and the encoder's shape"
             )
 
 

@@ -244,7 +244,9 @@ def _fresh(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Any:
     """What is trained, with random weights."""
     if config.kind == "generator":
         return fresh_causal_model(config, tokenizer)
-    masked = fresh_masked_model(config, tokenizer)
+    is_alone = config.chosen_objective != "replaced"
+    shape = config.shape if is_alone else config.masked.shape
+    masked = fresh_masked_model(shape, config, tokenizer)
     if config.chosen_objective == "causal":
         return OneWayModel(masked)
     if config.chosen_objective == "masked":

@@ -47,11 +47,20 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(kind: str, texts: Path, out: Path, *more: str) -> list[str]:
-    recipe = f"reviews-{kind}-mini"
-    source = f"text.source={texts}"
-    steps = ["start.steps=10"] if kind == "encoder" else []
-    mini = [*MINI, *steps, "train.steps=20", *more]
-    return ["pretrain", kind, recipe, source, *mini, "--out", str(out)]
+    recipe, steps = "reviews-generator-mini", ["train.steps=20"]
+    if kind == "encoder":  # that of the most stages
+        recipe, steps = "reviews-electra-mini", ["start.steps=10", "train.steps=20"]
+    return [
+        "pretrain",
+        kind,
+        recipe,
+        f"text.source={texts}",
+        *MINI,
+        *steps,
+        *more,
+        "--out",
+        str(out),
+    ]
 
 
 def test_a_card_does_not_guess_how_a_given_start_was_trained(tmp_path: Path) -> None:
@@ -62,7 +71,7 @@ def test_a_card_does_not_guess_how_a_given_start_was_trained(tmp_path: Path) -> 
         ("{model: runs/other/model}", "| start | 1,000 tokens, 1.00 hours |"),
         ("{objective: masked}", "| start | as a masked language model (15% masked): 1,000 tokens"),
     ):
-        config = load_pretrain_config("reviews-encoder-mini", [f"start={start}"])
+        config = load_pretrain_config("reviews-electra-mini", [f"start={start}"])
         assert told in base_model_card(config, tmp_path)
 
 
@@ -112,7 +121,7 @@ def test_rows_are_the_same_from_any_kind_of_file(
     rows = []
     for source in (texts, path):
         options = command("encoder", source, tmp_path)[3:-2]
-        config = load_pretrain_config("reviews-encoder-mini", options)
+        config = load_pretrain_config("reviews-electra-mini", options)
         if not rows:
             tokenizer = train_tokenizer(config, lambda: [text for text in found if text])
             tokenizer.save_pretrained(tmp_path / "tokenizer")

@@ -37,7 +37,10 @@ def settings(**more: Any) -> PretrainConfig:
 
 def model(config: PretrainConfig) -> ReplacedTokenModel:
     torch.manual_seed(0)
-    parts = fresh_masked_model(config, Pieces()), fresh_encoder(config, Pieces())
+    parts = (
+        fresh_masked_model(config.masked.shape, config, Pieces()),
+        fresh_encoder(config, Pieces()),
+    )
     return ReplacedTokenModel(*parts, config, MASK)
 
 
