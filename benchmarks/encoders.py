@@ -18,20 +18,21 @@ def add_arguments(parser: argparse.ArgumentParser, steps: int) -> None:
     parser.add_argument("--json", type=Path)
 
 
-def trained(arguments: argparse.Namespace, name: str, overrides: list[str]) -> Path:
+def trained(
+    arguments: argparse.Namespace, name: str, overrides: list[str], steps: int | None = None
+) -> Path:
     """The directory of a model that was pretrained on the tokenizer, rows and embeddings of a run,
-    and evaluated at the end alone.
+    and evaluated at the end alone; `steps`: another number than the command line's.
     """
     final: Path = arguments.out / name
+    wanted = steps or arguments.steps
     if final.is_dir():
-        steps = read_json(final / "metrics.json")["steps"]
-        if steps != arguments.steps:
-            raise SystemExit(
-                f"{final} made {steps} steps, not {arguments.steps}; give another --out"
-            )
+        made = read_json(final / "metrics.json")["steps"]
+        if made != wanted:
+            raise SystemExit(f"{final} made {made} steps, not {wanted}; give another --out")
         return final
-    steps = [f"train.steps={arguments.steps}", f"train.eval_every={arguments.steps}"]
-    config = load_pretrain_config("reviews-electra-mini", [*steps, *overrides])
+    counts = [f"train.steps={wanted}", f"train.eval_every={wanted}"]
+    config = load_pretrain_config("reviews-electra-mini", [*counts, *overrides])
     work = arguments.out / f".{name}"
     work.mkdir(parents=True, exist_ok=True)
     inputs = [arguments.run / "tokenizer", arguments.run / "rows"]

@@ -1,14 +1,14 @@
 """Decoupled optimisers against ELECTRA's coupled objective, at small scale.
 
-    python benchmarks/objectives.py --run RUN --out DIR [--steps N] [--seeds 41 42]
-        [--layers 2 4 6] [--rates 1e-3 2e-3] [--json FILE]
+    python benchmarks/objectives.py --run RUN --out DIR [--steps N] [--alone-steps N]
+        [--seeds 41 42] [--layers 2 4 6] [--rates 5e-4 2e-3] [--json FILE]
 
 RUN is a directory of `sentisynth pretrain encoder`: its tokenizer, rows and embeddings are used.
 One encoder of 4 layers of 128 is trained for each kind of optimiser, size of the masked model, rate
 and seed, on the same number of tokens, then judged by one masked model that was trained alone, and
-fine-tuned on 1,000 rows of Rotten Tomatoes. All start from one causal model of their shape, trained
-for as many steps. The rate is the encoder's (decoupled; the masked model's is fixed) or that of
-both (coupled). What is in DIR already is not trained again.
+fine-tuned on 1,000 rows of Rotten Tomatoes. All start from one causal model of their shape; it and
+the judge are trained for --alone-steps. The rate is the encoder's (decoupled; the masked model's is
+1e-3) or that of both (coupled). What is in DIR already is not trained again.
 """
 
 import argparse
@@ -35,11 +35,13 @@ FIGURES = ("judged_detection_f1", "masked_loss", "test")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, steps=2000)
+    parser.add_argument("--alone-steps", type=int, default=4000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42])
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4, 6])
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3])
+    parser.add_argument("--rates", type=float, nargs="+", default=[5e-4, 2e-3])
     arguments = parser.parse_args()
-    judge, start = trained(arguments, "judge", JUDGE), trained(arguments, "start", START)
+    judge = trained(arguments, "judge", JUDGE, arguments.alone_steps)
+    start = trained(arguments, "start", START, arguments.alone_steps)
     found: dict[str, list[dict[str, Any]]] = {}
     kinds = ("decoupled", "coupled")
     for seed in arguments.seeds:

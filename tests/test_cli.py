@@ -39,7 +39,7 @@ def write(path: Path, texts: list[object], labels: list[object]) -> str:
         (["data.n_seed=9000"], "lower data.n_seed or give more rows"),
         (["data.labels=[negative, positive, neutral]"], "entries for negative, positive"),
         (["teacher.model=./absent"], "there is no model directory ./absent"),
-        (["generator.model=package:absent"], "shipped are gpt2-mini"),
+        (["generator.model=package:absent"], "shipped are gpt2-mini, reviews-encoder-mini"),
         (["teacher.max_length=129"], "teacher.max_length is 129; the model in"),
         (["student.model=fresh:bert-huge"], "write fresh:bert-tiny or fresh:bert-mini"),
         (["student.max_length=600"], "student.max_length is 600"),

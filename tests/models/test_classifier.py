@@ -85,7 +85,7 @@ def test_mistakes_in_a_reference_are_one_sentence(tmp_path: Path, tiny_bert: Pat
     for reference, told in (
         (str(tmp_path), "has no weights"),
         (str(tmp_path / "absent"), "there is no model directory"),
-        ("package:absent", "shipped are gpt2-mini"),
+        ("package:absent", "shipped are gpt2-mini, reviews-encoder-mini"),
         ("fresh:bert-huge", "write fresh:bert-tiny or fresh:bert-mini"),
         (str(RESOURCES), "has no config.json"),
     ):
