@@ -16,7 +16,8 @@ RESOURCES = Path(__file__).parent.parent / "sentisynth" / "resources"
 # A run of seconds on real text with the embedded models; quotas are within reach at this τ.
 QUICK = [
     "data.n_seed=96",
-    "teacher.train.epochs=2",
+    "teacher.train.epochs=4",
+    "teacher.train.learning_rate=3e-4",
     "generator.train.epochs=1",
     "student.train.epochs=2",
     "synthesis.n_per_class=30",

@@ -94,7 +94,7 @@ def test_plan_tells_and_starts_nothing(
 def test_plan_refuses_what_cannot_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "quickstart", "--gpus", "1", "--gpu-memory", "1"]) == 2
     told = capsys.readouterr().err
-    assert "training the teacher needs about 2.21 GiB in each worker, the GPU has 1.00" in told
+    assert "training the teacher needs about 2.22 GiB in each worker, the GPU has 1.00" in told
 
 
 def test_plan_refuses_more_workers_than_there_are_gpus(capsys: pytest.CaptureFixture[str]) -> None:
