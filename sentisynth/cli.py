@@ -8,8 +8,8 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from sentisynth.arguments import parse
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
-        with stoppable():
+        with stoppable(), _on_loopback():
             status = _COMMANDS[arguments.command](arguments)
             sys.stdout.flush()
             return status
@@ -61,6 +61,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         place = f" ({error.filename})" if error.filename else ""
         return _told(f"no space is left to write to{place}; free some and run it again", 2)
+
+
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let a session on this machine alone open its ports on the loopback, as Ray does by itself on
+    Windows and macOS; it reads this when it is imported. Left as it is where a cluster is named.
+    """
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    if os.environ.get("RAY_ADDRESS") or name in os.environ:
+        yield
+        return
+    os.environ[name] = "0"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
 
 
 def _told(sentence: str, status: int) -> int:

@@ -38,8 +38,9 @@ _SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 def connected() -> Iterator[None]:
     """A Ray session: the one of RAY_ADDRESS (a job has one), or one on this machine alone.
 
-    A local session starts no dashboard; its ports, which the network reaches, are guarded by Ray's
-    token, which Ray makes. A session that this process has already is used and left as it is.
+    A local session starts no dashboard; its ports are guarded by Ray's token, which Ray makes, and
+    those of a command are the loopback's alone. A session that this process has already is used and
+    left as it is.
     """
     if ray.is_initialized():
         yield

@@ -15,6 +15,7 @@ import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -90,7 +91,9 @@ def _attempt(
     # Ray Train's own notes; nothing of ours is in them
     storage = Path(tempfile.mkdtemp()) if is_remote(work) else work / "ray"
     attempt = secrets.token_hex(8)
-    trainer = TorchTrainer(
+    # one worker needs no process group, whose store would listen on all of the node's addresses
+    kind = TorchTrainer if workers > 1 else DataParallelTrainer
+    trainer = kind(
         lambda: worker(attempt),
         scaling_config=ray.train.ScalingConfig(
             num_workers=workers,
