@@ -15,6 +15,7 @@ from sentisynth.data.receipts import Receipt
 from sentisynth.data.storage import here
 from sentisynth.data.units import Unit, write_unit
 from sentisynth.errors import PlacementError, SentisynthError
+from sentisynth.runtime.leaving import leave_in_time
 from sentisynth.stages.screen import Screen
 
 Bundle = list[tuple[int, int, int]]  # label, number and size of each unit
@@ -89,6 +90,7 @@ class UnitStage:
 
     def __init__(self, name: str, build: Callable[[], Stage], mailbox: Any, reports: Any) -> None:
         self._name, self._mailbox, self._reports = name, mailbox, reports
+        leave_in_time()
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
             reports.add.remote((RESTARTED, name))

@@ -14,6 +14,7 @@ import ray
 from sentisynth import signals
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
+from sentisynth.runtime.leaving import workers_ended
 
 if TYPE_CHECKING:
     from sentisynth.models.devices import DeviceFacts
@@ -66,7 +67,8 @@ def connected() -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with workers_ended():
+            ray.shutdown()
 
 
 @contextmanager

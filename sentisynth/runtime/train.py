@@ -25,6 +25,7 @@ from sentisynth.data.storage import is_remote
 from sentisynth.errors import SentisynthError, TrainingError
 from sentisynth.models.devices import check_gpu, memory_guarded
 from sentisynth.runtime.actors import Reports
+from sentisynth.runtime.leaving import leave_in_time
 from sentisynth.runtime.ray_cluster import (
     cluster_resources,
     place_training,
@@ -61,6 +62,7 @@ def run_training(
     with _passing_on(on_report) as reports:
 
         def worker(attempt: str) -> None:
+            leave_in_time()
             if placed["GPU"]:
                 check_gpu()
             torch.set_num_threads(int(placed["CPU"]))

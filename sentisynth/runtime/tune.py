@@ -17,6 +17,7 @@ from sentisynth import signals
 from sentisynth.config.types import RunConfig
 from sentisynth.errors import SentisynthError
 from sentisynth.models.devices import check_gpu
+from sentisynth.runtime.leaving import leave_in_time
 from sentisynth.runtime.ray_cluster import Resources
 from sentisynth.seeding import derive_seed
 from sentisynth.training.trials import Trial, TrialRunner
@@ -108,6 +109,7 @@ def _trainable(
 
     class StudentTrial(tune.Trainable):
         def setup(self, values: dict[str, Any]) -> None:
+            leave_in_time()
             if has_gpu:
                 check_gpu()
             torch.set_num_threads(1)
