@@ -127,7 +127,7 @@ class PretrainTrainConfig(TrainConfig):
 
 class PretrainConfig(NamedConfig):
     kind: Kind
-    """`encoder`: a DeBERTa-v2 by replaced-token detection; `generator`: a GPT-2."""
+    """`encoder`: a DeBERTa-v2; `generator`: a GPT-2."""
     text: TextConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     shape: ShapeConfig = ShapeConfig()
@@ -179,7 +179,8 @@ class PretrainConfig(NamedConfig):
                 f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; with "
                 f"embeddings=cooccurrence it must be above the width, which is {self.table_width}"
             )
-        if self.optimizer == "coupled" and self.masked.shape.width != self.shape.width:
+        is_coupled = self.chosen_objective == "replaced" and self.optimizer == "coupled"
+        if is_coupled and self.masked.shape.width != self.shape.width:
             raise ValueError(
                 f"masked.shape.width is {self.masked.shape.width}; with optimizer=coupled the "
                 f"embeddings are shared, and it must be shape.width, which is {self.shape.width}"

@@ -169,7 +169,7 @@ def _train(
     if config.embeddings == "cooccurrence":
         values["embeddings"] = fingerprint(place.directory.read_stamp("embeddings"))
     objective, shape = config.chosen_objective, config.shape
-    if objective != "replaced":
+    if config.kind == "encoder" and objective != "replaced":
         for key in ("optimizer", "coupling"):  # of an encoder that detects
             del values[key]
         rate = {"mask_rate": values["masked"]["mask_rate"]}

@@ -66,7 +66,7 @@ def fresh_masked_model(
     """
     if tokenizer.mask_token_id is None:
         raise ModelError(
-            "the tokenizer has no mask token, which replaced-token detection needs; leave "
+            "the tokenizer has no mask token, which an encoder's model needs; leave "
             "tokenizer.model out, or give a model whose tokenizer has one"
         )
     model = DebertaV2ForMaskedLM(encoder_config(shape, tokenizer, config.positions, config.dropout))

@@ -7,12 +7,15 @@ after it then: it keeps its memory, and its GPU, until the machine is restarted.
 
 import atexit
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
 import psutil
 
-_LONGEST_S = 10
+_LONGEST_S, _TICK_S = 10, 0.1
 
 
 def leave_in_time(seconds: int = _LONGEST_S) -> None:
@@ -30,20 +33,28 @@ def leave_in_time(seconds: int = _LONGEST_S) -> None:
 @contextmanager
 def workers_ended() -> Iterator[None]:
     """Around the end of a local session: its workers are killed if they outlive it for long."""
-    workers = [
-        worker
-        for child in psutil.Process().children(recursive=True)
-        if _is_raylet(child)
-        for worker in child.children(recursive=True)
-    ]
+    raylets = [child for child in _below(psutil.Process()) if _told(child.name) == "raylet"]
+    workers = [worker for raylet in raylets for worker in _below(raylet)]
     yield
-    _, left = psutil.wait_procs(workers, timeout=_LONGEST_S)
+    until = time.monotonic() + _LONGEST_S
+    while (left := [w for w in workers if _is_alive(w)]) and time.monotonic() < until:
+        time.sleep(_TICK_S)
     for worker in left:
-        worker.kill()  # does nothing where another process has the number now
+        _told(worker.kill)
 
 
-def _is_raylet(process: psutil.Process) -> bool:
+def _below(process: psutil.Process) -> list[psutil.Process]:
+    return _told(partial(process.children, recursive=True)) or []
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    """A zombie is not: not every machine's first process takes orphans in."""
+    return process.is_running() and _told(process.status) not in (None, psutil.STATUS_ZOMBIE)
+
+
+def _told(ask: Callable[[], Any]) -> Any:
+    """The answer of a process; None from one that is gone."""
     try:
-        return bool(process.name() == "raylet")
+        return ask()
     except psutil.NoSuchProcess:
-        return False
+        return None

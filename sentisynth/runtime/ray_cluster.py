@@ -4,8 +4,8 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from sentisynth.models.devices import DeviceFacts
 
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
-_QUIET = {  # nobody reads the reports of a session without a dashboard
+_LOCAL = {  # nobody reads the reports of a session without a dashboard
     "RAY_enable_metrics_collection": "0",
     "RAY_task_events_report_interval_ms": "0",
     "RAY_metrics_report_interval_ms": "3600000",
+    "GLOO_SOCKET_IFNAME": "lo",
 }
 SCREEN_CPUS = 0.1
 WRITE_CPUS = 0.05
@@ -50,13 +51,15 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the core's notes are not for users
     options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    ended: Callable[[], AbstractContextManager[None]] = nullcontext
     if not os.environ.get("RAY_ADDRESS"):
+        ended = workers_ended
         options |= {
             "address": "local",
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
-        for name, value in _QUIET.items():
+        for name, value in _LOCAL.items():
             os.environ.setdefault(name, value)
     try:
         with _native_notes_hidden(), signals.kept():
@@ -67,7 +70,7 @@ def connected() -> Iterator[None]:
     try:
         yield
     finally:
-        with workers_ended():
+        with ended():
             ray.shutdown()
 
 

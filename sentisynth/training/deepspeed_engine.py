@@ -7,6 +7,7 @@ torch's own backends: no operator of DeepSpeed's has to be compiled on the machi
 
 import copy
 import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,7 @@ class DeepSpeedEngine:
             self._rank, self._world, self._model = rank, world, model
             if not dist.is_initialized():  # one process of its own
                 backend = "nccl" if self.device.type == "cuda" else "gloo"
+                os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
                 store = torch._C._distributed_c10d.HashStore()
                 dist.init_process_group(backend, store=store, rank=0, world_size=1)
             try:

@@ -89,6 +89,25 @@ def test_a_killed_worker_changes_nothing(
     assert first["evaluations"] == second["evaluations"] and len(first["evaluations"]) == 3
 
 
+def test_one_worker_trains_on_either_engine(
+    corpus: Path, tiny_bert: Path, tmp_path: Path, ray_session: None
+) -> None:
+    """Without a process group of Ray Train's, which one worker does not get."""
+    losses = []
+    for engine in ("torch", "deepspeed"):
+        config = settings(tiny_bert, workers=1, engine=engine, precision="fp32")
+        work = tmp_path / f"work-{engine}"
+        work.mkdir()
+        job = partial(teach, config, corpus, tmp_path / engine, work)
+        run_training(
+            lambda report, _, job=job: job(report), config.teacher.train, work, print, print
+        )
+        figures = read_json(tmp_path / engine / "metrics.json")
+        assert figures["engine"] == engine and figures["workers"] == 1
+        losses.append([entry["train_loss"] for entry in figures["evaluations"]])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 @pytest.mark.chaos
 def test_a_killed_driver_changes_nothing(corpus: Path, tiny_bert: Path, tmp_path: Path) -> None:
     config = settings(tiny_bert, workers=1, epochs=40, eval_every=40)

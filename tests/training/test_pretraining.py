@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.documents import packed, sentences
@@ -101,6 +101,19 @@ def test_the_model_is_saved_as_transformers_loads_it(either: Path, tmp_path: Pat
         AutoModelForMaskedLM.from_pretrained(out / "masked")
     else:
         assert figures["perplexity"] < 500
+
+
+@pytest.mark.parametrize("objective", ["replaced", "masked", "causal"])
+def test_the_shape_is_that_of_what_is_trained(
+    encoder: Path, tmp_path: Path, objective: str
+) -> None:
+    shape = {"layers": 2, "width": 48, "heads": 3}
+    config = settings(objective=objective, shape=shape, train={"steps": 1, "eval_every": 1})
+    made = AutoConfig.from_pretrained(run(config, encoder, tmp_path / "out", tmp_path / "work"))
+    assert (made.num_hidden_layers, made.hidden_size, made.num_attention_heads) == (2, 48, 3)
+    proposer = {"shape": {"layers": 1, "width": 64, "heads": 2}}
+    wider = settings(objective=objective, shape=shape, masked=proposer)
+    assert wider.table_width == (64 if objective == "replaced" else 48)
 
 
 @pytest.mark.parametrize("optimizer", ["decoupled", "coupled"])
