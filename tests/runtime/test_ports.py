@@ -1,4 +1,4 @@
-"""What a session on one machine and a training of one worker on torch open to the network: nothing."""
+"""What a local session, and a training of one worker on torch, open to the network: nothing."""
 
 import os
 import subprocess
