@@ -89,23 +89,17 @@ def test_a_killed_worker_changes_nothing(
     assert first["evaluations"] == second["evaluations"] and len(first["evaluations"]) == 3
 
 
-def test_one_worker_trains_on_either_engine(
+def test_deepspeed_trains_on_one_worker(
     corpus: Path, tiny_bert: Path, tmp_path: Path, ray_session: None
 ) -> None:
     """Without a process group of Ray Train's, which one worker does not get."""
-    losses = []
-    for engine in ("torch", "deepspeed"):
-        config = settings(tiny_bert, workers=1, engine=engine, precision="fp32")
-        work = tmp_path / f"work-{engine}"
-        work.mkdir()
-        job = partial(teach, config, corpus, tmp_path / engine, work)
-        run_training(
-            lambda report, _, job=job: job(report), config.teacher.train, work, print, print
-        )
-        figures = read_json(tmp_path / engine / "metrics.json")
-        assert figures["engine"] == engine and figures["workers"] == 1
-        losses.append([entry["train_loss"] for entry in figures["evaluations"]])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    config = settings(tiny_bert, workers=1, engine="deepspeed", epochs=1)
+    work = tmp_path / "work"
+    work.mkdir()
+    job = partial(teach, config, corpus, tmp_path / "out", work)
+    run_training(lambda report, _: job(report), config.teacher.train, work, print, print)
+    figures = read_json(tmp_path / "out" / "metrics.json")
+    assert (figures["engine"], figures["workers"]) == ("deepspeed", 1)
 
 
 @pytest.mark.chaos
