@@ -95,10 +95,6 @@ class UnitStage:
         if context.was_current_actor_reconstructed:
             reports.add.remote((RESTARTED, name))
         with self._errors_told():
-            if context.get_accelerator_ids()["GPU"]:
-                from sentisynth.models.devices import check_gpu
-
-                check_gpu()
             self._stage = build()
 
     def __call__(self, row: pa.Table) -> pa.Table:
@@ -160,8 +156,17 @@ def build_generate(model: Path, config: RunConfig, planned: Arithmetic | None = 
     """The first stage: a unit to its candidates."""
     from sentisynth.stages.generate import Generate
 
+    _check_own_gpu()
     generate = Generate(here(model), _as_planned(config, planned))
     return lambda unit, _: generate(unit)
+
+
+def _check_own_gpu() -> None:
+    """Raises PlacementError where this actor was given a GPU that it does not see."""
+    if ray.get_runtime_context().get_accelerator_ids()["GPU"]:
+        from sentisynth.models.devices import check_gpu
+
+        check_gpu()
 
 
 def _as_planned(config: RunConfig, planned: Arithmetic | None) -> RunConfig:
@@ -193,6 +198,7 @@ def build_verify(model: Path, config: RunConfig, planned: Arithmetic | None = No
     """The teacher."""
     from sentisynth.stages.verify import Verify
 
+    _check_own_gpu()
     verify = Verify(here(model), _as_planned(config, planned))
     return lambda _, table: verify(table)
 

@@ -1,8 +1,11 @@
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from sentisynth.config.load import load_config
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
 from sentisynth.runtime import actors
@@ -96,7 +99,10 @@ def test_a_head_alone_is_told_to_ask_for_nodes() -> None:
         place_stream(SynthesisConfig(), nodes(0))
 
 
-def test_an_actor_that_does_not_see_its_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["generate", "verify"])
+def test_an_actor_that_does_not_see_its_gpu_says_so(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told: list[Any] = []
     reports = SimpleNamespace(add=SimpleNamespace(remote=told.append))
     context = SimpleNamespace(was_current_actor_reconstructed=False)
@@ -104,11 +110,13 @@ def test_an_actor_that_does_not_see_its_gpu_says_so(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(actors.ray, "get", lambda sent: sent)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(actors, "leave_in_time", lambda: None)  # this process is pytest's
+    monkeypatch.setattr(f"sentisynth.stages.{name}.{name.title()}", lambda *_: None)
+    build = partial(getattr(actors, f"build_{name}"), Path("model"), load_config("quickstart", []))
     context.get_accelerator_ids = lambda: {"GPU": []}
-    actors.UnitStage("verify", object, None, reports)
+    actors.UnitStage(name, build, None, reports)
     context.get_accelerator_ids = lambda: {"GPU": ["0"]}
     with pytest.raises(PlacementError, match="was given a GPU and sees none.*driver"):
-        actors.UnitStage("verify", object, None, reports)
+        actors.UnitStage(name, build, None, reports)
     ((kind, error),) = told
     assert kind == actors.FAILED and isinstance(error, PlacementError)
 
