@@ -9,8 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sentisynth.models.devices import hardware
-
 PACKAGES = (
     *("ray", "torch", "transformers", "datasets", "deepspeed", "mlflow", "pyarrow", "triton"),
     *("openvino-genai", "ctranslate2", "vllm"),
@@ -19,6 +17,8 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """For the head of a benchmark's JSON."""
+    from sentisynth.models.devices import hardware  # here: the processes of a stream need no torch
+
     return {
         "command": re.sub(r"(?<=[ =])/\S*/", "", " ".join(sys.argv)),  # no folders of a machine
         "date": datetime.date.today().isoformat(),

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
-from datasketch import MinHash
 
 from sentisynth.data.arrays import Growing, Multimap
 from sentisynth.data.text import normal_form, words
@@ -120,6 +119,8 @@ def _bands(sketches: Sketches, threshold: float) -> np.ndarray:
 
 @cache
 def _permutations(n: int) -> tuple[np.ndarray, np.ndarray]:
+    from datasketch import MinHash  # here: half a second, which most processes need not wait
+
     a, b = MinHash(num_perm=n, scheme="affine32").permutations
     return a, b
 
