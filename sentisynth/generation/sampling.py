@@ -10,7 +10,7 @@ import torch
 
 from sentisynth.config.types import SamplingConfig
 
-_CHUNK = 32  # tokens of which the largest logit is taken first
+_CHUNK = 16  # tokens of which the largest logit is taken first
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,10 @@ def short_distribution(
     k-th than there is room for. Then nothing of the result holds. Needs `is_short`.
     """
     seen_BL = _seen(logits_BV, history, config, shift_B)
-    if seen_BL is not None:
-        logits_BV.scatter_(1, history.tokens_BL, float("-inf"))
+    if seen_BL is not None:  # not by scatter_, which copies all of the logits twice on a CPU
+        firsts_B = torch.arange(0, logits_BV.numel(), logits_BV.shape[1], device=logits_BV.device)
+        seen = (history.tokens_BL + firsts_B[:, None]).flatten()
+        logits_BV.view(-1).index_fill_(0, seen, float("-inf"))
     width = config.top_k + slack(config.top_k)
     largest_BW, ids_BW, bound_B1 = _largest(logits_BV, width)
     values, beyond = (_shifted(x, shift_B) / config.temperature for x in (largest_BW, bound_B1))
