@@ -4,11 +4,11 @@ import json
 import sys
 from pathlib import Path
 
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import GPT2TokenizerFast
-from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 out = Path(sys.argv[1])
-letters = list(bytes_to_unicode().values())
+letters = sorted(ByteLevel.alphabet())
 pairs = [(a, b) for a in letters for b in letters][: 50_256 - len(letters)]
 pieces = [*letters, *(a + b for a, b in pairs), "<|endoftext|>"]
 vocabulary, merges = out / "vocab.json", out / "merges.txt"

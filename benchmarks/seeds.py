@@ -7,7 +7,6 @@ order and the candidates); runs that are done are not done again.
 """
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from environment import hardware
+from environment import environment
 
 FIGURES = ("macro_f1", "accuracy")
 
@@ -33,9 +32,7 @@ def main() -> None:
     print(table(runs))
     if arguments.json:
         result = {
-            "command": " ".join(sys.argv),
-            "date": datetime.date.today().isoformat(),
-            "hardware": hardware(),
+            **environment(),
             "versions": runs[0]["versions"],
             "seeds": arguments.seeds,
             "runs": [{k: v for k, v in r.items() if k != "versions"} for r in runs],
