@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from sentisynth.data.units import Unit
 from sentisynth.flows import synthesize
@@ -41,5 +42,5 @@ def pools(trace: Path, *args: Any, **kwargs: Any) -> list[StreamPool]:
 if __name__ == "__main__":
     from sentisynth.cli import main
 
-    synthesize.stream_pools = partial(pools, Path(sys.argv[1]))
-    sys.exit(main(["synthesize", *sys.argv[2:], "--progress", "json"]))
+    with patch.object(synthesize, "stream_pools", partial(pools, Path(sys.argv[1]))):
+        sys.exit(main(["synthesize", *sys.argv[2:], "--progress", "json"]))

@@ -26,10 +26,12 @@ from sentisynth.config.load import read_run_config
 from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
-from sentisynth.runtime.actors import build_generate, build_verify
+from sentisynth.runtime.actors import Stage, build_generate, build_verify
 from sentisynth.runtime.ray_cluster import connected
 from sentisynth.runtime.stream import UnitStream
 from sentisynth.training.jobs import read_splits
+
+_STAGE: Stage  # of a process of the pool
 
 
 def efficiency(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -95,7 +97,7 @@ def alone(build: Any, units: list[Unit], tables: Any, n_processes: int) -> tuple
 
 
 def _load(build: Any) -> None:
-    global _STAGE  # a process of the pool has one stage
+    global _STAGE
     _STAGE = build()
 
 

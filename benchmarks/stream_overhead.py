@@ -115,7 +115,7 @@ def run_plan(pool: Path, config: RunConfig, candidates: int) -> dict[str, Any]:
             if rows >= (len(marks) + 1) * candidates / 10:
                 seconds = time.monotonic() - started
                 indexes = sum(tally.nbytes for tally in reader.tallies) / 2**20
-                mark = {
+                mark: dict[str, float] = {
                     "candidates": rows,
                     "candidates_per_s": round(rows / seconds),
                     "driver_mb": round(memory_mb() - before),

@@ -30,8 +30,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -46,6 +48,7 @@ from sentisynth.models.classifier import tokenize
 from sentisynth.models.loading import load_tokenizer, resolve_model
 from sentisynth.models.losses import distillation_loss
 from sentisynth.training import loop
+from sentisynth.training.engine import make_engine
 from sentisynth.training.rows import Rows
 from sentisynth.training.tasks import ClassificationTask
 
@@ -102,6 +105,7 @@ def trainer(
     """Rows a second of the Hugging Face Trainer."""
     from transformers import Trainer, TrainingArguments
 
+    assert rows.soft_labels is not None
     bounds = zip(rows.starts[:-1], rows.starts[1:], strict=True)
     data = [
         {
@@ -176,25 +180,19 @@ def profile(rows: Rows, tokenizer: Any, vocabulary: int, precision: str) -> dict
 
     steps = 200
     config = train_config(precision)
-    made, make = [], loop.make_engine
 
-    def make_engine(*arguments: Any) -> Any:
-        engine = make(*arguments)
+    def make_timed(*arguments: Any) -> Any:
+        engine = make_engine(*arguments)
         timed(engine, "backward", "backward")
         timed(engine, "step", "clip and update")
-        made.append(engine)
         return engine
 
-    loop.make_engine = make_engine
     timed(task, "loss", "batch, forward and loss")
     timed(task.rows, "padded", "  of which the batch")
-    try:
-        with tempfile.TemporaryDirectory() as work:
-            progress = loop.fit(
-                task, config, SEED, lambda _: None, Path(work), total_steps=steps, eval_every=steps
-            )
-    finally:
-        loop.make_engine = make
+    with tempfile.TemporaryDirectory() as work, patch.object(loop, "make_engine", make_timed):
+        progress = loop.fit(
+            task, config, SEED, lambda _: None, Path(work), total_steps=steps, eval_every=steps
+        )
     spent["whole step"] = progress.seconds
     return {part: 1e3 * seconds / steps for part, seconds in spent.items()}
 
@@ -207,10 +205,10 @@ def distil(arguments: argparse.Namespace) -> dict[str, Any]:
         rows = rows_of(tokenizer, arguments.rows, vocabulary)
         used = len(np.unique(rows.ids))
         for precision in arguments.precision:
-            ways = {
+            ways: dict[str, Callable[..., float]] = {
                 "ours": ours,
                 "Trainer": trainer,
-                "Trainer, by length": lambda *a: trainer(*a, by_length=True),
+                "Trainer, by length": partial(trainer, by_length=True),
             }
             found: dict[str, list[float]] = {name: [] for name in ways}
             for _ in range(arguments.repeats):

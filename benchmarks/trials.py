@@ -23,6 +23,9 @@ from environment import environment
 from sentisynth.config.load import read_run_config
 from sentisynth.training.trials import Trial, TrialRunner, read_results
 
+_RUNNER: TrialRunner  # of a process of the pool, as its directory
+_SCRATCH: Path
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -64,7 +67,7 @@ def load(run: Path, sweep: str, scratch: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    global _RUNNER, _SCRATCH  # a process of the pool has one of each
+    global _RUNNER, _SCRATCH
     _SCRATCH = Path(tempfile.mkdtemp(dir=scratch))
     shared = run / "sweep" / sweep / "shared"
     _RUNNER = TrialRunner(shared, _SCRATCH, read_run_config(run), run / "teacher")

@@ -162,8 +162,8 @@ def build_generate(model: Path, config: RunConfig, planned: Arithmetic | None = 
 
 
 def _check_own_gpu() -> None:
-    """Raises PlacementError where this actor was given a GPU that it does not see."""
-    if ray.get_runtime_context().get_accelerator_ids()["GPU"]:
+    """Raises PlacementError where this is an actor that does not see the GPU it was given."""
+    if ray.is_initialized() and ray.get_runtime_context().get_accelerator_ids()["GPU"]:
         from sentisynth.models.devices import check_gpu
 
         check_gpu()

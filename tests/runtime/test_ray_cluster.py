@@ -108,6 +108,7 @@ def test_an_actor_that_does_not_see_its_gpu_says_so(
     context = SimpleNamespace(was_current_actor_reconstructed=False)
     monkeypatch.setattr(actors.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(actors.ray, "get", lambda sent: sent)
+    monkeypatch.setattr(actors.ray, "is_initialized", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(actors, "leave_in_time", lambda: None)  # this process is pytest's
     monkeypatch.setattr(f"sentisynth.stages.{name}.{name.title()}", lambda *_: None)
