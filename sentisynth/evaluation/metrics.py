@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from sentisynth.data.text import words
+from sentisynth.models.metrics import confusion, f1_by_class, macro_f1, ratio
 
 _RESAMPLES = 2000
 
@@ -17,27 +17,18 @@ def classification(labels_N: np.ndarray, predicted_N: np.ndarray, n_classes: int
     `confusion[i][j]` counts rows of class i that were predicted as class j. A class that is never
     predicted has precision 0.
     """
-    classes = list(range(n_classes))
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels_N, predicted_N, labels=classes, average=None, zero_division=0
-    )
+    confusion_KK = confusion(labels_N, predicted_N, n_classes)
+    right_K, support_K = np.diag(confusion_KK), confusion_KK.sum(axis=1)
+    f1_K = f1_by_class(confusion_KK)
     return {
-        "macro_f1": float(np.mean(f1)),
+        "macro_f1": float(f1_K.mean()),
         "accuracy": float(np.mean(labels_N == predicted_N)),
-        "precision": precision.tolist(),
-        "recall": recall.tolist(),
-        "f1": f1.tolist(),
-        "support": support.tolist(),
-        "confusion": confusion_matrix(labels_N, predicted_N, labels=classes).tolist(),
+        "precision": ratio(right_K, confusion_KK.sum(axis=0)).tolist(),
+        "recall": ratio(right_K, support_K).tolist(),
+        "f1": f1_K.tolist(),
+        "support": support_K.tolist(),
+        "confusion": confusion_KK.tolist(),
     }
-
-
-def macro_f1(labels_N: np.ndarray, predicted_N: np.ndarray, n_classes: int) -> float:
-    """Mean over classes of 2 TP / (2 TP + FP + FN); 0 for a class that never occurs."""
-    confusion_KK = np.bincount(labels_N * n_classes + predicted_N, minlength=n_classes**2)
-    confusion_KK = confusion_KK.reshape(n_classes, n_classes)
-    total_K = confusion_KK.sum(axis=0) + confusion_KK.sum(axis=1)
-    return float(np.mean(2 * np.diag(confusion_KK) / np.maximum(total_K, 1)))
 
 
 def bootstrap(

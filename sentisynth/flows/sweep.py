@@ -19,7 +19,6 @@ from sentisynth import schema
 from sentisynth.data.files import write_json, write_text
 from sentisynth.data.select import HELD_OUT
 from sentisynth.errors import SweepError
-from sentisynth.evaluation.metrics import macro_f1
 from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, told, verdict
 from sentisynth.flows.parts import plan_parts
 from sentisynth.flows.session import Session
@@ -27,6 +26,7 @@ from sentisynth.flows.sweep_plan import SweepPlan
 from sentisynth.flows.sweep_rows import selected_rows, selection_digests, write_shared
 from sentisynth.models.classifier import predict_logits, starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model, save_model
+from sentisynth.models.metrics import macro_f1
 from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.sweep_log import SweepLog
 from sentisynth.runtime.tune import Setting, run_trials, search_trials

@@ -50,6 +50,7 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")  # no GPU asked, none seen
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the core's notes are not for users
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process nobody asks
     options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": False}
     ended: Callable[[], AbstractContextManager[None]] = nullcontext
     if not os.environ.get("RAY_ADDRESS"):

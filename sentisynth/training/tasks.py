@@ -8,7 +8,6 @@ import pyarrow as pa
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from sklearn.metrics import accuracy_score, f1_score
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,6 +18,7 @@ from sentisynth.models.classifier import by_length, tokenize
 from sentisynth.models.first_token import use_first_token_alone
 from sentisynth.models.generator import training_ids
 from sentisynth.models.losses import distillation_loss
+from sentisynth.models.metrics import macro_f1
 from sentisynth.models.vocabulary import used_vocabulary
 from sentisynth.training.rows import Rows, positions, world
 
@@ -120,8 +120,8 @@ class ClassificationTask:
         logits_NK = self._predict(forward, autocast)
         predicted = logits_NK.argmax(dim=1).numpy()
         return {
-            "macro_f1": float(f1_score(labels, predicted, average="macro", zero_division=0)),
-            "accuracy": float(accuracy_score(labels, predicted)),
+            "macro_f1": macro_f1(labels, predicted, logits_NK.shape[1]),
+            "accuracy": float(np.mean(labels == predicted)),
             "validation_loss": F.cross_entropy(logits_NK, torch.tensor(labels)).item(),
         }
 

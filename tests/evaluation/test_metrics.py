@@ -1,14 +1,14 @@
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score
+from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
 from sentisynth.evaluation.metrics import (
     classification,
     distinct_n,
-    macro_f1,
     mean_entropy,
     paired_bootstrap,
 )
+from sentisynth.models.metrics import macro_f1
 
 
 @pytest.mark.parametrize("k", [2, 4])
@@ -32,6 +32,16 @@ def test_figures_by_class() -> None:
     assert found["precision"] == [1.0, 0.5, 0.0]
     assert found["recall"] == pytest.approx([2 / 3, 1.0, 0.0])
     assert found["accuracy"] == 0.75
+
+
+def test_figures_are_those_of_scikit_learn() -> None:
+    random = np.random.default_rng(0)
+    labels, predicted = random.integers(0, 3, 200), random.integers(1, 5, 200)  # 5 never occurs
+    found, classes = classification(labels, predicted, 6), list(range(6))
+    wanted = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=0)
+    for name, values in zip(("precision", "recall", "f1", "support"), wanted, strict=True):
+        np.testing.assert_allclose(found[name], values)
+    assert found["confusion"] == confusion_matrix(labels, predicted, labels=classes).tolist()
 
 
 def test_the_interval_of_a_gain() -> None:
