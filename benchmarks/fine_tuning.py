@@ -26,8 +26,8 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.files import write_table
 from sentisynth.data.splits import load_corpus
 from sentisynth.evaluation.evaluate import predictions
-from sentisynth.evaluation.metrics import macro_f1
 from sentisynth.models.loading import load_tokenizer, read_config, resolve_model, save_model
+from sentisynth.models.metrics import macro_f1
 from sentisynth.training.jobs import teach
 from sentisynth.training.loop import seed_all
 

@@ -30,13 +30,13 @@ from sentisynth.training.beginnings import EMBEDDINGS, put_embeddings
 from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretraining_task
 from sentisynth.training.rows import Rows
 
-ALONE = ["start=null"]
+ALONE = ["start=null", "train.learning_rate=1e-3"]
 TASKS: dict[str, list[str] | None] = {
     "nothing": None,
     "15 % masked": ["objective=masked", *ALONE, "masked.mask_rate=0.15"],
     "30 % masked": ["objective=masked", *ALONE, "masked.mask_rate=0.3"],
     "next token": ["objective=causal", *ALONE],
-    "replaced tokens": ["start=null"],
+    "replaced tokens": ALONE,
 }
 LOSSES = ("masked_loss", "validation_loss", "detection_loss", "detection_f1")
 

@@ -53,7 +53,9 @@ _FIGURES = (
     "masked_loss",
     "detection_loss",
     "detection_f1",
+    "detection_ap",
     "judged_detection_f1",
+    "judged_detection_ap",
     "validation_loss",
     "perplexity",
 )

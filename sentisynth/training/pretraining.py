@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -35,6 +34,7 @@ from sentisynth.models.pretraining import (
     replacements,
 )
 from sentisynth.seeding import derive_seed
+from sentisynth.training import detection
 from sentisynth.training.beginnings import (
     EMBEDDINGS,
     load_masked_model,
@@ -83,14 +83,15 @@ class TokenTask:
 
     @torch.no_grad()
     def evaluate(self, forward: nn.Module, autocast: torch.dtype | None) -> dict[str, float]:
-        """G's loss in nats a masked token, and D's loss a token and F1 on replaced tokens: those
-        of its own G, and of the judge (appendix A.4 of the paper on decoupled optimisers).
+        """G's loss in nats a masked token, and D's loss a token, F1 and average precision: on
+        what its own G replaced, and on the judge's replacements (appendix A.4 of the paper on
+        decoupled optimisers).
         """
         del forward  # no gradients: the bare model does
         device = self.model.device
         if self._judge is not None:
             self._judge.to(device)
-        sums = torch.zeros(2, 7, dtype=torch.float64)
+        sums = torch.zeros(2, 2 + detection.WIDTH, dtype=torch.float64)
         with (
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             torch.autocast(device.type, dtype=autocast, enabled=autocast is not None),
@@ -111,8 +112,8 @@ class TokenTask:
         return figures
 
     def _counted(self, batch: np.ndarray) -> torch.Tensor:
-        """(2, 7): own G and judge by nll, masked, loss, tokens, hits, found, replaced."""
-        rows = torch.zeros(2, 7, dtype=torch.float64)
+        """Own G and judge (2, 2 + detection.WIDTH): nll, masked tokens, counts of D's logits."""
+        rows = torch.zeros(2, 2 + detection.WIDTH, dtype=torch.float64)
         sides = ((self.model.masked, self._mask_rate), (self._judge, _JUDGED_RATE))
         for i, (masked, rate) in enumerate(sides):
             if masked is None:
@@ -123,8 +124,8 @@ class TokenTask:
             rows[i, :2] = torch.stack([made.nll.double(), inputs.chosen_BS.double().sum()]).cpu()
             if isinstance(self.model, ReplacedTokenModel):
                 logits_BS = self.model.detector(made.ids_BS, inputs.mask_BS)
-                hits = _hits(logits_BS, made.replaced_BS, inputs.counted_BS)
-                rows[i, 2:] = torch.stack(hits).cpu()
+                counts = detection.counts(logits_BS, made.replaced_BS, inputs.counted_BS)
+                rows[i, 2:] = counts.cpu()
         return rows
 
     def _masked(self, rows: Rows, batch: np.ndarray, rate: float) -> MaskedBatch:
@@ -137,23 +138,10 @@ class TokenTask:
         return MaskedBatch(*(part.to(self.model.device) for part in parts))
 
 
-def _hits(
-    logits_BS: torch.Tensor, replaced_BS: torch.Tensor, counted_BS: torch.Tensor
-) -> list[torch.Tensor]:
-    """Loss, tokens, replaced tokens that were found, tokens taken for replaced, replaced."""
-    loss_BS = F.binary_cross_entropy_with_logits(logits_BS, replaced_BS.float(), reduction="none")
-    found_BS = (logits_BS > 0) & counted_BS
-    parts = (loss_BS * counted_BS, counted_BS, found_BS & replaced_BS, found_BS, replaced_BS)
-    return [part.double().sum() for part in parts]
-
-
-def _detection(sums: torch.Tensor, prefix: str) -> dict[str, float]:
-    _, masked, loss, tokens, hits, found, replaced = sums.tolist()
-    return {
-        f"{prefix}detection_loss": loss / tokens,
-        f"{prefix}detection_f1": 2 * hits / (found + replaced) if found + replaced else 0.0,
-        f"{prefix}replaced": replaced / masked,
-    }
+def _detection(counted: torch.Tensor, prefix: str) -> dict[str, float]:
+    found = detection.figures(counted[2:])
+    shown = {f"{prefix}detection_{name}": found[name] for name in ("loss", "f1", "ap")}
+    return shown | {f"{prefix}replaced": found["replaced"] / counted[1].item()}
 
 
 def pretrain(
