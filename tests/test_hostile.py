@@ -95,16 +95,29 @@ def test_a_recipe_chooses_no_place_to_write_or_send_to(tmp_path: Path) -> None:
     recipe.write_text(yaml.safe_dump({**values, "tracking": {"experiment": "x"}}))
     given = load_config(str(recipe), ["tracking.uri=https://mine.example"])
     assert given.tracking.uri == "https://mine.example"
-    for key in ("tensorboard", "csv_monitor", "wandb"):
-        from sentisynth.training.deepspeed_engine import deepspeed_settings
 
-        config = load_config(
-            "quickstart", [f"teacher.train.deepspeed={{{key}: {{output_path: /etc}}}}"]
-        )
-        import torch
 
-        with pytest.raises(ConfigError, match=f"has the key '{key}'"):
-            deepspeed_settings(config.teacher.train, torch.device("cpu"), 1)
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"tensorboard": {"output_path": "/etc"}}, "tensorboard"),
+        ({"wandb": {"enabled": True}}, "wandb"),
+        ({"torch_autocast": {"lower_precision_safe_modules": ["evil.Linear"]}}, "torch_autocast"),
+        ({"zero_optimization": {"leaf_module": {"classes": ["evil.X"]}}}, "leaf_module"),
+        ({"zero_optimization": {"offload_param": {"nvme_path": "/etc"}}}, "nvme_path"),
+        ({"fp16": {"enabled": True, "evil": {"a": 1}}}, "fp16.evil"),
+        ({"steps_per_print": {"a": 1}}, "steps_per_print"),
+        ({"client_secret": "s3cret", "refresh_token": "s3cret"}, "client_secret"),
+    ],
+)
+def test_deepspeeds_settings_import_send_and_copy_nothing(
+    settings: dict[str, Any], key: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"  # as a recipe of a stranger's may name any file
+    file.write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match=f"teacher.train.deepspeed.*{key}") as told:
+        load_config("quickstart", [f"teacher.train.deepspeed={file}"])
+    assert "s3cret" not in str(told.value)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ A model or data reference is one of
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from sentisynth.config import deepspeed_keys
 from sentisynth.config.base import Config, PositiveInt
 from sentisynth.config.outside import ClusterConfig, TrackingConfig
 
@@ -62,7 +63,7 @@ class TrainConfig(Config):
     too, 3 weights too. Null: what `deepspeed` says, else 0, the fastest (2 with offload)."""
     offload: Literal["none", "optimizer", "parameters"] = "none"
     """What DeepSpeed keeps in the CPU's memory: the optimiser's state, or (stage 3) weights too."""
-    deepspeed: dict[str, Any] | None = None
+    deepspeed: Annotated[dict[str, Any], AfterValidator(deepspeed_keys.known)] | None = None
     """More settings for DeepSpeed: a mapping, or a path to its JSON file."""
     workers: Annotated[int, Field(ge=1, le=4096)] = 1
     """Training processes; the batch is shared out among them."""

@@ -32,8 +32,6 @@ from sentisynth.training.engine import (
     trained,
 )
 
-_KEPT_OUT = {"tensorboard", "wandb", "comet", "csv_monitor", "nebula", "autotuning"}
-_KEPT_OUT |= {"flops_profiler", "nvme_path", "datastates_ckpt"}
 _SHM_OPERATOR = "deepspeed_shm_comm"  # compiled at the first use on a CPU; gloo does the same
 
 
@@ -187,14 +185,6 @@ class DeepSpeedEngine:
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _keys(settings: Any) -> Iterator[str]:
-    """All keys of nested mappings."""
-    if isinstance(settings, dict):
-        for key, value in settings.items():
-            yield str(key)
-            yield from _keys(value)
-
-
 def deepspeed_settings(
     config: TrainConfig, device: torch.device | None, world: int
 ) -> dict[str, Any]:
@@ -230,11 +220,6 @@ def deepspeed_settings(
                 f"train.deepspeed has a section {key!r}; leave it out: train.learning_rate, "
                 f"schedule, warmup_ratio and weight_decay say it"
             )
-    for key in _KEPT_OUT & {*_keys(settings)}:
-        raise ConfigError(
-            f"train.deepspeed has the key {key!r}, which writes to a place of its own or sends "
-            f"what it sees; leave it out: figures go to MLflow, checkpoints to the run directory"
-        )
     _agree(settings, ours, "train.deepspeed")
     zero = settings["zero_optimization"]
     if zero.get("stage") == "auto":
