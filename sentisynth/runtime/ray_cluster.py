@@ -4,8 +4,9 @@ import dataclasses
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -62,17 +63,27 @@ def connected() -> Iterator[None]:
         }
         for name, value in _LOCAL.items():
             os.environ.setdefault(name, value)
-    try:
-        with _native_notes_hidden(), signals.kept():
-            ray.init(**options)
-    except ConnectionError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PlacementError(f"no Ray cluster answers at RAY_ADDRESS ({reason})") from None
-    try:
-        yield
-    finally:
-        with ended():
-            ray.shutdown()
+    with tempfile.TemporaryDirectory(prefix="sentisynth-") as empty:
+        try:
+            with _native_notes_hidden(), signals.kept(), _imports_as_here(empty):
+                ray.init(**options)
+        except ConnectionError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise PlacementError(f"no Ray cluster answers at RAY_ADDRESS ({reason})") from None
+        try:
+            yield
+        finally:
+            with ended():
+                ray.shutdown()
+
+
+def _imports_as_here(empty: str) -> AbstractContextManager[None]:
+    """Ray's workers import from the current directory before all else. Where this process does not,
+    as the command does not, they are given an empty one: the folder may be a stranger's.
+    """
+    if os.getcwd() in map(os.path.abspath, sys.path):
+        return nullcontext()
+    return chdir(empty)
 
 
 @contextmanager

@@ -1,4 +1,6 @@
-"""What a local session, and a training of one worker on torch, open to the network: nothing."""
+"""What a local session, and a training of one worker on torch, open to the network, and import
+from the folder they are started in: nothing.
+"""
 
 import os
 import subprocess
@@ -33,10 +35,14 @@ cli.main(["recipes"])
 """
 
 
-def test_a_local_session_listens_on_the_loopback_alone(tmp_path: Path) -> None:
+def test_a_local_session_listens_on_the_loopback_and_imports_nothing_from_here(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "sentisynth").mkdir()
+    (tmp_path / "sentisynth" / "__init__.py").write_text("raise RuntimeError('a trap')")
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     told = subprocess.run(
-        [sys.executable, "-c", _LOOK],
+        [sys.executable, "-P", "-c", _LOOK],  # as the command: "" is not on its path
         cwd=tmp_path,
         env=environment,
         capture_output=True,
