@@ -208,13 +208,13 @@ def _submit(arguments: argparse.Namespace) -> int:
     out = arguments.out or ""
     cluster, job, was_running = submit(config, command, options, out=out, address=arguments.address)
     what = "is running already" if was_running else "was submitted"
-    print(f"job {job} {what} at {arguments.address}", file=sys.stderr)
+    print(f"job {job} {what} at {cluster.address}", file=sys.stderr)
     if arguments.detach:
         return 0
     try:
         return cluster.follow(job)
     except KeyboardInterrupt:
-        stop = f"ray job stop {job} --address {arguments.address}"
+        stop = f"ray job stop {job} --address {cluster.address}"
         print(f"\nsentisynth: the job goes on; `{stop}` ends it", file=sys.stderr)
         raise
 

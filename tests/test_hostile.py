@@ -24,10 +24,16 @@ from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.sources import read_rows
 from sentisynth.data.storage import download_files, location
 from sentisynth.data.text import shown
-from sentisynth.errors import ConfigError, DataError, ModelError, RunDirectoryError
+from sentisynth.errors import (
+    ConfigError,
+    DataError,
+    ModelError,
+    RunDirectoryError,
+    TrackingError,
+)
 from sentisynth.flows.console import Console
 from sentisynth.models.loading import load_tokenizer, read_config, resolve_model
-from sentisynth.runtime.tracking import Tracker
+from sentisynth.runtime.tracking import Tracker, store
 from sentisynth.seeding import fingerprint
 
 
@@ -141,6 +147,21 @@ def test_no_secret_is_written_down(uri: str, capsys: pytest.CaptureFixture[str])
     for harmless in ("sqlite:////home/me@work/mlflow.db", "https://h/?experiment=1", "databricks"):
         assert without_secrets(harmless) == harmless
         assert load_config("quickstart", [f"tracking.uri={harmless}"]).tracking.uri == harmless
+
+
+def test_a_password_in_the_address_of_a_cluster_is_not_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    address = "http://me:hunter2@127.0.0.1:9"
+    assert main(["submit", "run", "quickstart", "--address", address, "--out", str(tmp_path)]) == 2
+    told = "".join(capsys.readouterr())
+    assert "no Ray Jobs API answers at http://***@127.0.0.1:9" in told and "hunter2" not in told
+
+
+def test_a_store_whose_driver_is_not_installed_is_a_sentence() -> None:
+    told = pytest.raises(TrackingError, match="cannot be used .*psycopg.*set tracking.uri")
+    with told, store("postgresql://db/mlflow"):
+        raise ModuleNotFoundError("No module named 'psycopg'")
 
 
 def test_a_tracking_password_of_the_environment_is_not_told(
@@ -362,6 +383,15 @@ def test_a_corpus_that_unfolds_without_end_is_refused(
     bomb(tmp_path / "empty.parquet", "", 2_000_000)
     with pytest.raises(DataError, match="holds more than 16,777,216 bytes"):
         read_rows(str(tmp_path / "empty.parquet"), data)
+    for texts, labels in (
+        (pa.array([b"x" * 4096] * 2**14, pa.binary(4096)), ["0"] * 2**14),
+        (["good"] * 2**14, pa.array([["0"] * 4096] * 2**14)),
+        (pa.array([{"a": "good"}] * 8), ["0"] * 8),
+    ):
+        pq.write_table(pa.table({"text": texts, "label": labels}), tmp_path / "fixed.parquet")
+        assert (tmp_path / "fixed.parquet").stat().st_size < 2**15
+        with pytest.raises(DataError, match="the column '(text|label)' is of type .*; give texts"):
+            read_rows(str(tmp_path / "fixed.parquet"), data)
     (tmp_path / "long.csv").write_text("text,label\n" + "x" * 2_000_000 + ",0\n")
     with pytest.raises(DataError, match="row 1: the text has 2,000,000 characters"):
         read_rows(str(tmp_path / "long.csv"), data)

@@ -19,6 +19,7 @@ from sentisynth.errors import DataError
 
 _PIECE = 16384  # rows read at once
 _LONGEST_TEXT, _MOST_BYTES = 2**20, 2**31
+_PLAIN_KINDS = {"BYTE_ARRAY", "BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"}  # in Parquet
 _FORMATS = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
@@ -140,11 +141,13 @@ def _read_file(path: Path, config: DataConfig) -> pa.Table:
 
 def _read_parquet(path: Path, wanted: tuple[str, str]) -> pa.Table:
     """The wanted columns, in pieces: a small file may claim to hold more than any memory."""
-    file = pq.ParquetFile(path, read_dictionary=[*wanted])
+    file = pq.ParquetFile(path)
     names = file.schema_arrow.names
     if any(names.count(name) != 1 for name in wanted):  # the caller says which
         return file.schema_arrow.empty_table()
-    pieces, total = [], 0
+    for name in wanted:
+        _check_kind(path, file, name)
+    file, pieces, total = pq.ParquetFile(path, read_dictionary=[*wanted]), [], 0
     for piece in file.iter_batches(batch_size=_PIECE, columns=[*dict.fromkeys(wanted)]):
         for i, column in enumerate(piece.columns):
             total += 8 * piece.num_rows
@@ -158,6 +161,19 @@ def _read_parquet(path: Path, wanted: tuple[str, str]) -> pa.Table:
         _check_size(path, total, 0)
         pieces.append(piece)
     return pa.Table.from_batches(pieces) if pieces else file.schema_arrow.empty_table()
+
+
+def _check_kind(path: Path, file: pq.ParquetFile, name: str) -> None:
+    """A column has to be one whose pieces are as large as they look: nested ones, and texts of one
+    length, are unfolded before their size is known.
+    """
+    columns = map(file.schema.column, range(len(file.schema)))
+    kinds = {c.path: c.physical_type for c in columns if not c.max_repetition_level}
+    if kinds.get(name) not in _PLAIN_KINDS:
+        raise DataError(
+            f"{path}: the column {name!r} is of type {file.schema_arrow.field(name).type}; give "
+            f"texts as strings, labels as strings or numbers"
+        )
 
 
 def _check_size(path: Path, total: int, longest: int) -> None:

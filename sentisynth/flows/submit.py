@@ -13,6 +13,7 @@ import sentisynth
 from sentisynth.config.outside import holds_secret
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig, RunConfig
+from sentisynth.data.documents import document_files
 from sentisynth.data.files import sha256_file
 from sentisynth.data.storage import location
 from sentisynth.errors import JobError
@@ -79,33 +80,42 @@ def pack(config: NamedConfig, package: Path) -> dict[str, str]:
     for model in (package / source.name / "resources").glob("*/config.json"):
         if f"package:{model.parent.name}" not in named:
             shutil.rmtree(model.parent)
-    size = sum(_size(Path(str(values[section][key]))) for key in keys)
-    _check_size(size)
+    local = {key: _local_files(config, str(values[section][key])) for key in keys}
+    _check_size(sum(file.stat().st_size for files in local.values() for file in files))
     digests = {}
-    for key in keys:
+    for key, files in local.items():
+        if not files:
+            continue
         path = Path(str(values[section][key]))
-        if path.is_absolute() and path.exists():
-            place = Path(_DATA) / f"{key}-{path.name}"
-            (package / _DATA).mkdir(exist_ok=True)
-            if path.is_dir():
-                shutil.copytree(path, package / place)
-                digests[key] = tree_digest(path)
-            else:
-                shutil.copyfile(path, package / place)
-                digests[key] = sha256_file(path)
-            values[section][key] = str(place)
+        place = Path(_DATA) / f"{key}-{path.name}"
+        for file in files:
+            copy = package / place / file.relative_to(path)  # of a single file: itself
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+        copied = package / place
+        digests[key] = tree_digest(copied) if copied.is_dir() else sha256_file(copied)
+        values[section][key] = str(place)
     (package / RECIPE).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
     size = sum(path.stat().st_size for path in package.rglob("*") if path.is_file())
     _check_size(size)
     return digests
 
 
-def _size(path: Path) -> int:
-    """Bytes of a local file or directory."""
-    if not path.is_absolute():
-        return 0
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+def _local_files(config: NamedConfig, reference: str) -> list[Path]:
+    """The files of a reference to what is here: that of a corpus may be a directory, of which
+    nothing but documents is sent. Raises DataError and JobError.
+    """
+    path = Path(reference)
+    if not path.is_absolute() or not path.exists():
+        return []
+    files = document_files(config.text) if isinstance(config, PretrainConfig) else [path]
+    for file in files:
+        if path.is_dir() and not file.resolve().is_relative_to(path.resolve()):
+            raise JobError(
+                f"{file} is a link to {file.resolve()}, outside of the corpus, and would be sent "
+                f"to the cluster; put a copy there, or take the link away"
+            )
+    return files
 
 
 def _check_size(size: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sentisynth.config.outside import without_secrets
 from sentisynth.data.text import shown
 from sentisynth.errors import JobError
 
@@ -52,15 +53,16 @@ class Cluster:
 
         for name in _TALKATIVE:
             logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
-        self.address, self._printed = address, 0
+        self.address, self._printed = without_secrets(address), 0
         try:
             self._client = JobSubmissionClient(address)
         except AuthenticationError:
-            raise JobError(_ASKS.format(address=address)) from None
+            raise JobError(_ASKS.format(address=self.address)) from None
         except (RuntimeError, ValueError, OSError) as error:
             raise JobError(
-                f"no Ray Jobs API answers at {address} ({_short(error)}); give the dashboard's "
-                f"address as --address http://HOST:8265, and a token if the cluster asks for one"
+                f"no Ray Jobs API answers at {self.address} ({_short(error)}); give the "
+                f"dashboard's address as --address http://HOST:8265, and a token if the cluster "
+                f"asks for one"
             ) from None
 
     def running(self, fingerprint: str) -> str | None:
@@ -147,4 +149,4 @@ class Cluster:
 
 
 def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]
+    return without_secrets(" ".join(str(error).split()))[:200]

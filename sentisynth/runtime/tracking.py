@@ -294,7 +294,7 @@ def store(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, SQLAlchemyError, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         reason = without_secrets(" ".join(str(error).split()))[:300]
         raise TrackingError(
             f"the MLflow store {uri} cannot be used ({reason}); set tracking.uri to another"

@@ -11,6 +11,7 @@ import pytest
 
 from sentisynth.cli import main
 from sentisynth.config.load import load_config, load_pretrain_config
+from sentisynth.errors import DataError, JobError
 from sentisynth.flows.submit import pack
 from tests.flows.nodes import RAY, Nodes, wait_for
 
@@ -145,6 +146,18 @@ def test_what_a_job_gets(
     assert (tmp_path / "base" / "data" / "source-corpus.txt").is_file()
     recipe = load_pretrain_config(str(tmp_path / "base" / "recipe.yaml"))
     assert recipe.text.source == "data/source-corpus.txt"
+    (folder := tmp_path / "folder" / "deep").mkdir(parents=True)
+    (folder / "a.txt").write_text("a film .")
+    base = load_pretrain_config("reviews-encoder-mini", [f"text.source={folder.parent}"])
+    pack(base, tmp_path / "folders")
+    assert (tmp_path / "folders" / "data" / "source-folder" / "deep" / "a.txt").is_file()
+    (folder / "b.txt").symlink_to("/etc/hostname")
+    with pytest.raises(JobError, match="b.txt is a link to /etc/hostname, outside of the corpus"):
+        pack(base, tmp_path / "linked")
+    (folder / "b.txt").unlink()
+    (folder / ".env").write_text("SECRET=1")
+    with pytest.raises(DataError, match="the corpus .* has files without a suffix, .txt"):
+        pack(base, tmp_path / "secret")
     hub = load_config("sst2", ["data.source=x:train"])
     pack(hub, tmp_path / "small")
     assert sum(p.stat().st_size for p in (tmp_path / "small").rglob("*") if p.is_file()) < 2**21
