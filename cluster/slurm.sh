@@ -4,9 +4,12 @@
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=16
 #SBATCH --gpus-per-node=4
+#SBATCH --exclusive
+#SBATCH --mem=0
 #SBATCH --time=12:00:00
 # A Ray cluster for one command, on nodes that share a file system:
 #     sbatch cluster/slurm.sh run sst2 --out /shared/runs/sst2
+# Whole nodes: Ray refuses one on which another Ray runs, and stops all of a node's at its end.
 # The driver runs on the first node. Cut off by the time limit or a lost node, the same line goes on.
 set -euo pipefail
 
@@ -28,7 +31,10 @@ ended=$RAY_AUTH_TOKEN_PATH.status
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH" "$ended"' EXIT
 
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
+# the first address that other nodes can reach: some systems name a loopback's before it
+address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" \
+  sh -c 'hostname --ip-address; hostname --all-ip-addresses' | tr ' ' '\n' |
+  awk '/^[0-9]+\.[0-9.]+$/ && !/^127\./ && !found {print; found = 1}')
 port=$((20000 + SLURM_JOB_ID % 20000))
 
 # one Ray process group a node; the command runs on the head once all nodes are there. Its status is

@@ -192,7 +192,7 @@ def test_scripts_pass_shellcheck() -> None:
 STUBS = {
     "scontrol": "echo node1",
     "srun": 'while [[ $1 == --* ]]; do shift; done; "$@"',
-    "hostname": "echo 10.0.0.1",
+    "hostname": '[[ $1 == --ip-address ]] && echo "127.0.1.1" || echo "fe80::1 10.0.0.1 10.0.0.2 "',
     "ray": """echo "$@" > "$STUBS/ray.txt"
         [[ -e $STUBS/broken ]] && exit 0
         while [[ $1 != -- ]]; do shift; done; shift; "$@"; exit "${RAY_ENDS:-$?}\"""",
@@ -232,6 +232,7 @@ def test_a_slurm_job_ends_with_the_status_of_its_command(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     stubs = tmp_path / ".venv" / "bin"
     assert (stubs / "ran.txt").read_text() == "run sst2 data.source=a b\n"
+    assert "--address 10.0.0.1:20007 " in (stubs / "ray.txt").read_text()
     assert slurm(tmp_path, "run", "sst2", ENDS="2").returncode == 2
     assert slurm(tmp_path, "run", "sst2", RAY_ENDS="9").returncode == 0  # a lost node
     (stubs / "broken").touch()
