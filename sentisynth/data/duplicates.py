@@ -148,8 +148,10 @@ class DuplicateIndex:
         self._shingles = Growing(np.uint32)
         self._ends = Growing(np.int64)
         self._bits = Growing(np.uint64)
-        if len(texts):
-            self.add_new(sketch(texts, threshold))
+        if len(texts):  # all of them: what is near to one need not be near to one that it is like
+            sketches = sketch(texts, threshold)
+            rows = np.sort(np.unique(sketches.keys, return_index=True)[1])
+            self._remember(sketches, _bands(sketches, threshold), rows)
 
     def __len__(self) -> int:
         return len(self._keys.values)

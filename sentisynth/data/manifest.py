@@ -12,7 +12,7 @@ import pyarrow as pa
 from sentisynth.config.types import RunConfig
 from sentisynth.data import journal
 from sentisynth.data.files import json_text, sha256_file, write_json
-from sentisynth.data.ledger import Ledger, adds_up
+from sentisynth.data.ledger import Ledger, Tally, adds_up
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.storage import STAMP
 from sentisynth.data.units import Unit, read_unit, strange_names, units_on_disk
@@ -160,6 +160,27 @@ def check_pool(pool: Path) -> list[str]:
         problems += _check_surplus(pool, manifest)
     problems += _check_others(pool, files)
     return problems + _check_ledger(manifest)
+
+
+def check_counts(pool: Path, config: RunConfig) -> list[str]:
+    """Whether the ledger of a whole pool is what its units come to, counted anew in index order."""
+    manifest, problems = readable_manifest(pool), []
+    assert manifest is not None
+    near, quota = config.synthesis.screens.near_duplicates, manifest["n_per_class"]
+    for label, name in enumerate(config.data.labels):
+        tally = Tally(manifest["tau"], near)
+        try:
+            for _, receipt in read_receipts(pool, manifest, label, near):
+                tally.add(receipt)
+        except KeyError as error:
+            problems.append(f"{MANIFEST} leaves out {error} of class {name}, and has later ones")
+            continue
+        told, counted = manifest["ledger"][name], tally.ledger.as_dict()
+        if told != counted:
+            problems.append(f"the ledger of class {name} says {told}, its units say {counted}")
+        elif tally.ledger.accepted < quota:
+            problems.append(f"class {name} has {tally.ledger.accepted} rows, not {quota}")
+    return problems
 
 
 def _check_surplus(pool: Path, manifest: dict[str, Any]) -> list[str]:

@@ -42,6 +42,7 @@ class PoolReader:
         self.journal = Journal(pool, plan)
         self._waiting: dict[Unit, Receipt | None] = {}
         self.n_damaged = 0
+        self._kept: set[Unit] = set()
         self.asked = Asked(n_per_class=synthesis.n_per_class, tau=synthesis.tau)
         """The most that this pool was ever asked for; known after `recover`."""
         manifest = readable_manifest(pool)
@@ -74,6 +75,7 @@ class PoolReader:
         remove_leftovers(self._pool)
         self.journal.flush()
         self.journal.forget()
+        self._kept = kept
         return kept
 
     def offer(self, receipt: Receipt) -> None:
@@ -147,6 +149,10 @@ class PoolReader:
         synthesis = self._config.synthesis
         return (
             manifest["files"] == names
+            and (
+                self._kept <= self.digests.keys()  # none was written after it
+                or self.asked.exceeds(manifest["n_per_class"], manifest["tau"])
+            )
             and manifest["n_per_class"] >= synthesis.n_per_class
             and (manifest["tau"] != synthesis.tau or manifest["ledger"] == ledger)
         )

@@ -29,6 +29,7 @@ STAGES = (
     *("tokenizer", "rows", "embeddings", "start", "model"),  # of a pretraining
 )
 _ABSENT = "absent"
+_SHOWN = 40  # characters of a value that are told
 
 
 class RunDirectory:
@@ -246,17 +247,27 @@ class RunDirectory:
 def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     old, new = _flat(found), _flat(wanted)
     changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
-    told = [f"{k} was {_short(old, k)}, is now {_short(new, k)}" for k in changed[:3]]
+    told = []
+    for key in changed[:3]:
+        was, now = (str(values.get(key, _ABSENT)) for values in (old, new))
+        differing = (i for i, (a, b) in enumerate(zip(was, now, strict=False)) if a != b)
+        start = max(0, next(differing, min(len(was), len(now))) - _SHOWN // 4)
+        told.append(f"{key} was {_part(was, start)}, is now {_part(now, start)}")
     more = len(changed) - len(told)
     return ", ".join(told) + (f" and {more} more" if more else "")
 
 
-def _short(values: dict[str, Any], key: str) -> str:
-    text = str(values.get(key, _ABSENT))
-    return text if len(text) <= 40 else f"{text[:12]}…"
+def _part(text: str, start: int) -> str:
+    """A text, or where it is long a part from about `start` on."""
+    if len(text) <= _SHOWN:
+        return text
+    end = start + _SHOWN // 2
+    return ("…" if start else "") + text[start:end] + ("…" if end < len(text) else "")
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
     if not isinstance(value, dict):
         return {prefix: value}
     flat: dict[str, Any] = {}

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from sentisynth import schema
 from sentisynth.config.load import read_any_config
 from sentisynth.config.types import RunConfig
-from sentisynth.data.manifest import check_pool, readable_manifest
+from sentisynth.data.manifest import check_counts, check_pool, readable_manifest
 from sentisynth.data.run_directory import STAGES, RunDirectory
 from sentisynth.data.storage import answering
 from sentisynth.data.text import normal_form
@@ -54,7 +54,9 @@ def _check(directory: RunDirectory) -> list[str]:
         made = (path / "model").is_dir()
         return problems if made else [*problems, f"{path} has no finished model yet"]
     if directory.pool.is_dir():
-        problems += check_pool(directory.pool) + _check_plan(directory)
+        found = check_pool(directory.pool)
+        problems += found or check_counts(directory.pool, config)
+        problems += _check_plan(directory)
     if (path / "dataset").is_dir():
         problems += _check_dataset(directory, config)
     if not directory.pool.is_dir() and not (path / "dataset").is_dir():
@@ -131,4 +133,8 @@ def _check_quota(synthetic: pa.Table, names: Sequence[str], quota: int) -> list[
     ids = synthetic[schema.CANDIDATE_ID].to_pylist()
     if len(set(ids)) != len(ids):
         problems.append(f"{len(ids) - len(set(ids))} candidates are in the dataset twice")
+    texts = zip(labels, map(normal_form, synthetic[schema.TEXT].to_pylist()), strict=True)
+    again = len(labels) - len(set(texts))
+    if again:
+        problems.append(f"{again} synthetic texts are in the dataset twice in one class")
     return problems

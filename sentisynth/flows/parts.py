@@ -12,7 +12,7 @@ from sentisynth.models.devices import DeviceFacts
 from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
-_CODE_VERSION = 4  # raise it when the same plan would give other bytes
+_CODE_VERSION = 5  # raise it when the same plan would give other bytes
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
 _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 

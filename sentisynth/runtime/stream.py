@@ -192,10 +192,10 @@ class UnitStream:
             if row is None:
                 return
             self._restarts_in_vain = 0
+            self._row = finished_units(row)  # `rest` has it if the stream is opened anew here
             if time.monotonic() - looked > _TICK_S:
                 looked = time.monotonic()
                 self._look_after()
-            self._row = finished_units(row)
             for receipt, seconds in self._row:
                 self._plan.finished(receipt.unit, sum(seconds.values()))
                 self._watch.finished(sum(seconds.values()))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 
 from sentisynth import schema
@@ -15,7 +16,8 @@ class Screen:
     """Fills `reject_reason` with the first screen that a candidate fails; null if it passes.
 
     A leak is a text equal or near to one of validation or test, a seed copy the same for the seed.
-    Duplicates are found within the table; across units they are found in index order by the ledger.
+    Of equal texts in the table the first passes. Near ones are the ledger's to find, in index order
+    over all units: a text that goes for an earlier unit's takes none of its own unit with it.
     """
 
     def __init__(
@@ -38,10 +40,9 @@ class Screen:
         if leaks.any() or copies.any():
             left = [i for i in left if reasons[i] is None]
             sketches = self._sketch(texts, left)
-        repeated = DuplicateIndex(self._config.near_duplicates).add_new(sketches)
-        for i, again in zip(left, repeated, strict=True):
-            if again:
-                reasons[i] = schema.DUPLICATE
+        firsts = np.unique(sketches.keys, return_index=True)[1].tolist()
+        for place in {*range(len(left))} - {*firsts}:
+            reasons[left[place]] = schema.DUPLICATE
         column = table.schema.get_field_index(schema.REJECT_REASON)
         field = schema.POOL.field(schema.REJECT_REASON)
         return table.set_column(column, field, pa.array(reasons, pa.string()))

@@ -25,6 +25,15 @@ def test_the_same_parts_are_done_and_others_name_the_difference(tmp_path: Path) 
     assert (tmp_path / "teacher" / "file").exists()
 
 
+def test_a_difference_inside_a_long_value_is_shown(tmp_path: Path) -> None:
+    run, prompts = RunDirectory(tmp_path), ["a good film", "a review of a film that was bad " * 3]
+    with directory_aside(run.stage("pool")) as out:
+        run.stamp(out, {"prompts": prompts})
+    changed = [prompts[0], prompts[1].replace("bad", "dull", 1)]
+    with pytest.raises(RunDirectoryError, match=r"prompts.1 was ….*was bad.*now ….*was dull"):
+        run.is_done("pool", {"prompts": changed})
+
+
 def test_overwrite_removes_what_was_made_otherwise(tmp_path: Path) -> None:
     make(RunDirectory(tmp_path))
     assert not RunDirectory(tmp_path, overwrite=True).is_done("teacher", {"code": 2})

@@ -9,6 +9,7 @@ import torch
 from sentisynth import schema
 from sentisynth.config.load import load_config
 from sentisynth.config.types import ScreensConfig
+from sentisynth.data.duplicates import DuplicateIndex, sketch
 from sentisynth.data.units import Unit
 from sentisynth.errors import PlacementError
 from sentisynth.models.classifier import load_classifier
@@ -80,6 +81,32 @@ def test_a_near_copy_of_a_test_text_is_a_leak() -> None:
 def test_within_a_unit_the_first_of_equal_texts_stays() -> None:
     table = Screen(ScreensConfig(), [], [])(candidates([GOOD, GOOD.upper(), "another " + GOOD]))
     assert table[schema.REJECT_REASON].to_pylist()[:2] == [None, schema.DUPLICATE]
+
+
+def test_a_leak_is_one_whatever_else_is_held_out() -> None:
+    """Three texts, of which the second is near to both others, and those not to each other."""
+    told = "the acting is warm and the story of two old brothers who meet again by the sea is told"
+    words = f"{told} with patience".split()
+    first, second = " ".join(words), " ".join([*words[1:], "and", "grace"])
+    third = candidates([" ".join([*words[3:], "and", "grace"])])
+    for held_out in ([second], [first, second], [second, first]):
+        for screen in (
+            Screen(ScreensConfig(), held_out, []),
+            Screen(ScreensConfig(), [], held_out),
+        ):
+            assert screen(third)[schema.REJECT_REASON].to_pylist() != [None]
+    assert Screen(ScreensConfig(), [first], [])(third)[schema.REJECT_REASON].to_pylist() == [None]
+
+
+def test_near_texts_of_a_unit_are_the_ledgers_to_find() -> None:
+    """The lowest index stays: what goes for an earlier unit's text takes none of its own along."""
+    words = [f"w{i}" for i in range(16)]
+    one, two, three = (" ".join([*words[n:], *"xy"[:n]]) for n in range(3))
+    table = Screen(ScreensConfig(), [], [])(candidates([two, three, two]))
+    assert table[schema.REJECT_REASON].to_pylist() == [None, None, schema.DUPLICATE]
+    seen = DuplicateIndex(ScreensConfig().near_duplicates)
+    found = [seen.add_new(sketch(unit, seen.threshold)).tolist() for unit in ([one], [two, three])]
+    assert found == [[False], [True, False]]
 
 
 @pytest.mark.parametrize(("charset", "kept"), [("ascii", 1), ("latin", 2), ("any", 3)])

@@ -1,0 +1,65 @@
+"""What `check` says of a pool whose files are whole, and whose manifest is not true."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sentisynth.config.types import RunConfig
+from sentisynth.data.files import json_text
+from sentisynth.data.manifest import MANIFEST, check_counts, check_pool, read_manifest
+from sentisynth.data.units import Unit
+from sentisynth.seeding import fingerprint
+from tests.data.test_pool import configured, fill, published, recovered
+
+
+@pytest.fixture
+def config() -> RunConfig:
+    return configured()
+
+
+@pytest.fixture
+def pool(tmp_path: Path, config: RunConfig) -> Path:
+    for label in (0, 1):
+        fill(tmp_path, label, range(2))
+    published(tmp_path, config)
+    return tmp_path
+
+
+def rewritten(pool: Path, **changes: Any) -> None:
+    """A manifest with other values, and the sha256 that goes with them."""
+    manifest = {**json.loads((pool / MANIFEST).read_text()), **changes}
+    manifest["sha256"] = fingerprint({k: v for k, v in manifest.items() if k != "sha256"})
+    (pool / MANIFEST).write_text(json_text(manifest))
+    assert read_manifest(pool) == manifest and check_pool(pool) == []
+
+
+def test_the_ledger_of_a_pool_is_that_of_its_units(pool: Path, config: RunConfig) -> None:
+    assert check_counts(pool, config) == []
+    ledger = json.loads((pool / MANIFEST).read_text())["ledger"]
+    entry = ledger["negative"]
+    moved = {**entry, "accepted": 0, "below_tau": entry["below_tau"] + entry["accepted"]}
+    rewritten(pool, ledger={**ledger, "negative": moved})
+    (told,) = check_counts(pool, config)
+    assert "the ledger of class negative says" in told
+
+
+def test_a_quota_that_was_not_kept_is_told(pool: Path, config: RunConfig) -> None:
+    rewritten(pool, n_per_class=1000)
+    assert [told.split(" has ")[0] for told in check_counts(pool, config)] == [
+        "class negative",
+        "class positive",
+    ]
+
+
+def test_a_unit_that_comes_after_the_manifest_goes_with_the_next_command(
+    pool: Path, config: RunConfig
+) -> None:
+    fill(pool, 0, range(2, 3))
+    assert "is not in the manifest" in check_pool(pool)[0]
+    reader = recovered(pool, config)
+    assert not reader.is_published
+    reader.publish()
+    assert not Unit(0, 2, reader._config.synthesis.unit_size).path(pool).exists()
+    assert check_pool(pool) == [] and recovered(pool, config).is_published
