@@ -174,7 +174,13 @@ class PretrainConfig(NamedConfig):
                 f"text.max_length is {self.text.max_length}; it must be at most positions, which "
                 f"is {self.positions}"
             )
-        if self.embeddings == "cooccurrence" and self.table_width >= self.tokenizer.vocab_size:
+        if self.masked.judge is not None and self.chosen_objective != "replaced":
+            raise ValueError(
+                f"masked.judge has no meaning with objective={self.chosen_objective}; leave it out"
+            )
+        trains_pieces = self.tokenizer.model is None  # else their number is not known yet
+        is_wide = trains_pieces and self.table_width >= self.tokenizer.vocab_size
+        if self.embeddings == "cooccurrence" and is_wide:
             raise ValueError(
                 f"tokenizer.vocab_size is {self.tokenizer.vocab_size}; with "
                 f"embeddings=cooccurrence it must be above the width, which is {self.table_width}"

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sentisynth.config import deepspeed_keys
-from sentisynth.config.base import Config, PositiveInt
+from sentisynth.config.base import Config, PositiveInt, as_weights
 from sentisynth.config.outside import ClusterConfig, TrackingConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -134,7 +134,9 @@ class TeacherConfig(Config):
     """Start of the verifier: a sequence classifier, or any encoder or decoder to put a head on."""
     max_length: Annotated[int, Field(ge=4, le=8192)] = 128
     """Tokens of a text; what lies beyond is cut off."""
-    class_weights: Literal["balanced"] | tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    class_weights: Annotated[
+        Literal["balanced"] | tuple[float, ...] | None, AfterValidator(as_weights)
+    ] = None
     """Weight of a row by its class, in the order of the labels; balanced: N / (K · rows of it)."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of a label that is spread over all classes."""

@@ -2,14 +2,15 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.manifest import MANIFEST
 from sentisynth.data.pool import PoolReader
-from sentisynth.data.storage import is_remote
+from sentisynth.data.storage import answering, is_remote
 from sentisynth.data.units import Unit
 from sentisynth.errors import QuotaError, SentisynthError
 from sentisynth.flows.parts import (
@@ -60,8 +61,10 @@ def fill_pool(session: Session) -> None:
     check_verifier(directory.stage("teacher"), len(config.data.labels))
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
     stamped = directory.readable_stamp("pool") is not None and directory.is_done("pool", parts)
-    reader, started = PoolReader(pool, config, plan), time.monotonic()
-    done = reader.recover()  # where the stamp is gone, the units say what they are of
+    started = time.monotonic()
+    with _answering(pool):
+        reader = PoolReader(pool, config, plan)
+        done = reader.recover()  # where the stamp is gone, the units say what they are of
     if not stamped:
         directory.stamp(pool, parts, is_done=False)
     if done or reader.n_damaged:
@@ -75,12 +78,19 @@ def fill_pool(session: Session) -> None:
             refuse_other_machines(session, parts)
             _refuse_hopeless(config, reader)  # known from what earlier runs made
             _tell_engine(session, parts["synthesis"])
-            reader.withdraw()
+            with _answering(pool):
+                reader.withdraw()
             _fill(session, config, reader, parts, done, log)
-        manifest = reader.publish()
+        with _answering(pool):
+            manifest = reader.publish()
         log.metrics({"ledger": manifest["ledger"]})
         if not is_remote(pool):
             log.artifacts(pool / MANIFEST, "pool")
+
+
+def _answering(pool: Path) -> AbstractContextManager[None]:
+    """What a store answers is said in a sentence; a local disk's errors are told as such."""
+    return answering(pool) if is_remote(pool) else nullcontext()
 
 
 def _tell_engine(session: Session, decided: dict[str, Any]) -> None:

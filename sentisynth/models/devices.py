@@ -40,7 +40,7 @@ class DeviceFacts:
     kind: str
     """`cuda`, or `cpu`."""
     name: str
-    """The model of a GPU; empty for a CPU."""
+    """The model of a GPU; of a CPU, the instructions that decide which kernels it is given."""
     memory: int
     """Bytes in all."""
     precision: str
@@ -56,8 +56,16 @@ def device_facts(device: torch.device | None = None) -> DeviceFacts:
         found = torch.cuda.get_device_properties(device)
         name, memory = found.name, found.total_memory
     else:
-        name, memory = "", os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        name, memory = _cpu_name(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return DeviceFacts(kind=device.type, name=name, memory=memory, precision=precision)
+
+
+def _cpu_name() -> str:
+    """Kernels of one kind of CPU round otherwise than those of another."""
+    parts = [torch.backends.cpu.get_cpu_capability()]
+    parts += ["bf16"] * torch.cpu._is_avx512_bf16_supported()
+    parts += ["AMX"] * torch.cpu._is_amx_tile_supported()
+    return f"a CPU with {', '.join(parts)}"
 
 
 def hardware() -> str:

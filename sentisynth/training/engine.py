@@ -181,8 +181,8 @@ class TorchEngine:
                     kept = {m: state[f"{m}.{name}"].to(p.device) for m in MOMENTS}
                     step = torch.tensor(float(steps), device=p.device)
                     self._optimizer.state[p] = {"step": step, **kept}
-        if scale:
-            self._scaler.load_state_dict(scale)
+        if scale and self._scaler.is_enabled():  # DeepSpeed's knows the scale alone
+            self._scaler.load_state_dict({**self._scaler.state_dict(), **scale})
 
 
 def adam_steps(optimizer: torch.optim.Optimizer) -> int:

@@ -181,6 +181,9 @@ def test_the_keys_of_the_contract_exist() -> None:
         (["student.train.metric=perplexity"], "student.train.metric is 'perplexity'"),
         (["generator.train.metric=macro_f1"], "generator.train.metric is 'macro_f1'"),
         (["teacher.class_weights=[1.0]"], "teacher.class_weights has 1 entries"),
+        (["teacher.class_weights=[0,0]"], "the weights are [0.0, 0.0]; one at least must be above"),
+        (["teacher.class_weights=[.inf,1]"], "the weights are [inf, 1.0]; each must be a number"),
+        (["teacher.class_weights=[-1,1]"], "the weights are [-1.0, 1.0]; each must be a number"),
         (
             ["generator.lora_rank=8", "generator.frozen_blocks=2"],
             "frozen_blocks is 2 and lora_rank",

@@ -149,6 +149,11 @@ def test_rows_are_the_same_from_any_kind_of_file(
         ("encoder", ["start.model=package:gpt2-mini"], "start.model: "),
         ("encoder", ["tokenizer.vocab_size=64", "shape.width=64"], "must be above the width"),
         ("encoder", ["objective=masked"], "start has no meaning with objective=masked"),
+        (
+            "encoder",
+            ["objective=causal", "start=null", "masked.judge=x"],
+            "masked.judge has no meaning with objective=causal",
+        ),
         ("encoder", ["train.metric=macro_f1"], "metric is 'macro_f1', which has no meaning in a"),
         ("encoder", ["train.zero_stage=1"], "zero_stage is 1, which has no meaning in a"),
         ("encoder", ["text.min_length=64"], "min_length is 64; it must be at most max_length - 2"),
