@@ -45,7 +45,7 @@ def points_of(
             continue
         entry["trials"].append(name)
         entry["values"].append(result["best"]["macro_f1"])
-        entry["diversity"] = diversity.get(_selection(result["trial"]))
+        entry["diversity"] = _measured(diversity, result["trial"], dims) or None
     return sorted(map(_with_spread, grouped.values()), key=lambda p: _order(p["point"]))
 
 
@@ -93,7 +93,7 @@ def to_csv(
     for name, result in sorted(results.items()):
         trial, best = result["trial"], result["best"] or {}
         point = [trial[d] if d in trial else trial["settings"].get(d) for d in dims]
-        measured = diversity.get(_selection(trial), {})
+        measured = _measured(diversity, trial, dims)
         writer.writerow(
             [
                 *(name, *point, trial["seed"]),
@@ -145,6 +145,9 @@ def sweep_plots(summary: Mapping[str, Any]) -> list[Plot]:
 
 
 def _with_spread(entry: dict[str, Any]) -> dict[str, Any]:
+    """Percentile bootstrap of the mean. Of three normal values its interval of 95 % covers 74 %, of
+    five 84 % (simulated); nothing is assumed about how the seeds' figures are spread.
+    """
     values = np.array(entry["values"])
     if len(values) < 2:  # of one seed, nothing is known of the spread
         mean = float(values[0]) if len(values) else None
@@ -160,6 +163,15 @@ def _with_spread(entry: dict[str, Any]) -> dict[str, Any]:
         "low": float(low),
         "high": float(high),
     }
+
+
+def _measured(
+    diversity: Mapping[str, Mapping[str, float]], trial: Mapping[str, Any], dims: Sequence[str]
+) -> dict[str, float]:
+    """Of the rows that a trial learned from; their entropy is that at the configuration's T."""
+    varies = {"soft_label_entropy"} if "temperature" in dims else set()
+    found = diversity.get(_selection(trial), {})
+    return {name: value for name, value in found.items() if name not in varies}
 
 
 def _selection(trial: Mapping[str, Any]) -> str:

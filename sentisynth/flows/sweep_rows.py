@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def selected_rows(
     The pool is extended, once, if a trial asks for more accepted rows than it has; or filled, if an
     extension was killed.
     """
-    config, directory = session.config, session.directory
+    directory = session.directory
     wanted = {(t.arm != UNVERIFIED, t.tau, t.n_per_class) for t in trials if t.n_per_class}
     if not wanted:
         return {}, {}
@@ -65,18 +66,27 @@ def selected_rows(
                 short[name] = str(error)
         if not short or is_extended:
             break
-        largest = {"tau": max(t for _, t, _ in wanted), "n_per_class": max(n for *_, n in wanted)}
-        synthesis = config.synthesis.model_copy(update=largest)
-        try:
-            fill_pool(
-                dataclasses.replace(
-                    session, config=config.model_copy(update={"synthesis": synthesis})
-                )
-            )
-        except QuotaError as error:
-            session.console.note(f"   {error}")
-            fill_pool(session)  # the pool of before is published again, with what was made
+        _extend(session, {(tau, n) for _, tau, n in wanted})
     return found, short
+
+
+def _extend(session: Session, wanted: set[tuple[float, int]]) -> None:
+    """Make a pool that holds n rows a class at τ, for each of these or as many as can be."""
+    try:
+        _fill(session, max(tau for tau, _ in wanted), max(n for _, n in wanted))
+    except QuotaError as error:
+        session.console.note(f"   {error}")
+        for tau, n in sorted(wanted):  # nearly all that these need was made by then
+            with suppress(QuotaError):
+                _fill(session, tau, n)
+        fill_pool(session)
+
+
+def _fill(session: Session, tau: float, n_per_class: int) -> None:
+    changed = {"tau": tau, "n_per_class": n_per_class}
+    synthesis = session.config.synthesis.model_copy(update=changed)
+    config = session.config.model_copy(update={"synthesis": synthesis})
+    fill_pool(dataclasses.replace(session, config=config))
 
 
 def write_shared(

@@ -6,15 +6,19 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sentisynth.cli import main
 from sentisynth.config.load import load_config, parse_value
-from sentisynth.errors import ConfigError
+from sentisynth.config.types import RunConfig
+from sentisynth.errors import ConfigError, QuotaError
 from sentisynth.evaluation.sweeps import points_of, verdict
+from sentisynth.flows import sweep_rows
 from sentisynth.flows.sweep_plan import plan_sweep
 from sentisynth.models.loading import model_digest
 from sentisynth.training.trials import Trial
@@ -173,6 +177,30 @@ def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
     assert grid["beta"] == (0.1, 0.2, 1.0)
     assert grid["student.train.learning_rate"] == (1e-4, 1e-4, 1.5e-3)
     assert all(type(value) is float for values in grid.values() for value in values)
+
+
+def test_a_pool_is_extended_as_far_as_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The largest wish is out of reach: the others are met, and the pool of before stays."""
+    asked: list[tuple[float, int]] = []
+
+    @dataclass
+    class Session:
+        config: RunConfig
+        console: Any
+
+    def fill(session: Any) -> None:
+        synthesis = session.config.synthesis
+        asked.append((synthesis.tau, synthesis.n_per_class))
+        if synthesis.tau > 0.97:
+            raise QuotaError("out of reach")
+
+    monkeypatch.setattr(sweep_rows, "fill_pool", fill)
+    notes: list[str] = []
+    base = load_config("quickstart", ["synthesis.tau=0.7", "synthesis.n_per_class=30"])
+    session: Any = Session(config=base, console=SimpleNamespace(note=notes.append))
+    sweep_rows._extend(session, {(0.9, 30), (0.99, 30), (0.95, 60)})
+    assert asked == [(0.99, 60), (0.9, 30), (0.95, 60), (0.99, 30), (0.7, 30)]
+    assert notes == ["   out of reach"]
 
 
 def test_a_run_without_a_pool_is_a_sentence(
