@@ -172,6 +172,9 @@ def check_counts(pool: Path, config: RunConfig) -> list[str]:
         try:
             for _, receipt in read_receipts(pool, manifest, label, near):
                 tally.add(receipt)
+        except RunDirectoryError as error:
+            problems.append(str(error))
+            continue
         except KeyError as error:
             problems.append(f"{MANIFEST} leaves out {error} of class {name}, and has later ones")
             continue

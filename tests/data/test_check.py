@@ -45,6 +45,21 @@ def test_the_ledger_of_a_pool_is_that_of_its_units(pool: Path, config: RunConfig
     assert "the ledger of class negative says" in told
 
 
+def test_units_of_another_plan_than_the_manifests_are_told(pool: Path, config: RunConfig) -> None:
+    rewritten(pool, plan="0" * 64)
+    assert "unit-000000.parquet is missing or damaged" in check_counts(pool, config)[0]
+
+
+def test_a_hole_is_told(pool: Path, config: RunConfig) -> None:
+    files = json.loads((pool / MANIFEST).read_text())["files"]
+    (receipt,) = fill(pool, 0, range(2, 3))
+    gone = Unit(0, 1, receipt.unit.size)
+    gone.path(pool).unlink()
+    del files[gone.name]
+    rewritten(pool, files={**files, receipt.unit.name: receipt.sha256})
+    assert "leaves out 'label=0/unit-000001.parquet'" in check_counts(pool, config)[0]
+
+
 def test_a_quota_that_was_not_kept_is_told(pool: Path, config: RunConfig) -> None:
     rewritten(pool, n_per_class=1000)
     assert [told.split(" has ")[0] for told in check_counts(pool, config)] == [
