@@ -13,6 +13,7 @@ from sentisynth.data.duplicates import DuplicateIndex, sketch
 from sentisynth.data.units import Unit
 from sentisynth.errors import PlacementError
 from sentisynth.models.classifier import load_classifier
+from sentisynth.models.devices import device_facts
 from sentisynth.models.generator import load_generator
 from sentisynth.runtime.actors import build_generate
 from sentisynth.stages.generate import Generate
@@ -140,15 +141,15 @@ def test_an_actor_works_in_the_plans_precision_and_refuses_another_device(
 ) -> None:
     del generate
     sizes = ["synthesis.unit_size=5", "synthesis.sampling.max_new_tokens=6"]
-    texts = []
+    texts, here = [], device_facts().name
     for precision in ("fp32", "bf16"):
         config = load_config("quickstart", [*sizes, f"synthesis.precision={precision}"])
         chosen = Generate(tmp_path, config)(Unit(0, 0, 5))
-        planned = build_generate(tmp_path, load_config("quickstart", sizes), ("cpu", precision))
+        planned = build_generate(tmp_path, load_config("quickstart", sizes), (here, precision))
         assert planned(Unit(0, 0, 5), None).equals(chosen)
         texts.append(chosen[schema.TEXT])
     assert not texts[0].equals(texts[1])
-    with pytest.raises(PlacementError, match="placed on cpu, and this pool is made on H100"):
+    with pytest.raises(PlacementError, match=f"placed on {here}, and this pool is made on H100"):
         build_generate(tmp_path, load_config("quickstart", sizes), ("H100", "bf16"))
 
 
