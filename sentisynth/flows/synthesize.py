@@ -98,11 +98,12 @@ def _tell_engine(session: Session, decided: dict[str, Any]) -> None:
     if session.config.synthesis.engine == "auto":
         is_ours = decided["engine"] == "batch"
         why = "ours, since this is a GPT-2 model" if is_ours else "any other causal model"
-    told = (
-        f"   engine {decided['engine']} ({why}), units of {decided['unit_size']}, generation in "
-        f"{decided['precision'][0]} on {decided['devices'][0]}, verification in "
-        f"{decided['precision'][1]} on {decided['devices'][1]}"
-    )
+    pairs = zip(decided["precision"], decided["devices"], strict=True)
+    generation, verification = (f"{precision} on {device}" for precision, device in pairs)
+    both = f"generation in {generation}, verification in {verification}"
+    if generation == verification:
+        both = f"generation and verification in {generation}"
+    told = f"   engine {decided['engine']} ({why}), units of {decided['unit_size']}, {both}"
     session.console.event("engine", told, **decided)
 
 

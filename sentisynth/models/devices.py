@@ -65,7 +65,7 @@ def _cpu_name() -> str:
     parts = [torch.backends.cpu.get_cpu_capability()]
     parts += ["bf16"] * torch.cpu._is_avx512_bf16_supported()
     parts += ["AMX"] * torch.cpu._is_amx_tile_supported()
-    return f"a CPU with {', '.join(parts)}"
+    return f"a CPU ({', '.join(parts)})"
 
 
 def hardware() -> str:
