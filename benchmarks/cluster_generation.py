@@ -43,7 +43,8 @@ class Generator:
         started, tokens = time.perf_counter(), 0
         while not tokens or time.perf_counter() - started < seconds:
             unit = Unit(0, self._next, self._batch)
-            tokens += sum(map(len, self._engine(PROMPT, unit, 1, SamplingConfig())))
+            rows = self._engine(PROMPT, unit, 1, SamplingConfig())
+            tokens += sum(len(row or []) for row in rows)
             self._next += 1
         return tokens, time.perf_counter() - started
 

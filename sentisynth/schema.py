@@ -34,7 +34,7 @@ LEAK = "leak"
 SEED_COPY = "seed_copy"
 DUPLICATE = "duplicate"
 
-# Reasons why the teacher could not score a row: faults that are data.
+# Reasons why the models could not make or score a row: faults that are data.
 UNTOKENIZABLE = "untokenizable"
 NON_FINITE = "non_finite"
 QUARANTINED = (UNTOKENIZABLE, NON_FINITE)

@@ -204,8 +204,8 @@ class PoolReader:
         if n > share * max(_FEW, counts.total()):
             told = ", ".join(f"{r} {counts[r]}" for r in schema.QUARANTINED if counts[r])
             raise ModelError(
-                f"the teacher could not score {n} of {counts.total()} candidates of class "
+                f"teacher or generator could not score {n} of {counts.total()} candidates of class "
                 f"{self._config.data.labels[label]} ({told}), more than "
                 f"synthesis.max_quarantined={share:g} allows; look at the texts with that "
-                f"reject_reason in {self._pool}, and at the teacher; what was made is kept"
+                f"reject_reason in {self._pool}, and at the two models; what was made is kept"
             )

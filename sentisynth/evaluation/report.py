@@ -43,7 +43,7 @@ _REASONS = {
     schema.SEED_COPY: "it matches a real row that the generator learned from",
     schema.DUPLICATE: "it matches an earlier candidate",
     schema.UNTOKENIZABLE: "the teacher's tokenizer refuses the text",
-    schema.NON_FINITE: "the teacher's logits are not finite",
+    schema.NON_FINITE: "logits are not finite",
     schema.WRONG_LABEL: "the teacher names another class than the intended one",
     schema.BELOW_TAU: "the teacher names the intended class, with a probability below τ",
 }

@@ -16,7 +16,7 @@ from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.gpt2 import Cache, Decoder, Logits
 from sentisynth.generation.graphs import GraphedSteps
-from sentisynth.generation.sampling import History, distribution, draw, until_end
+from sentisynth.generation.sampling import History, distribution, draw, is_last, until_end
 from sentisynth.seeding import candidate_uniforms
 
 _SHRINK_AT = 0.75  # rows leave once this share or less of the batch is alive: copies stay rare
@@ -43,7 +43,7 @@ class BatchEngine:
     @torch.inference_mode()
     def __call__(
         self, prompt: list[int], unit: Unit, seed: int, sampling: SamplingConfig
-    ) -> list[list[int]]:
+    ) -> list[list[int] | None]:
         decoder = self._decoder
         steps = min(sampling.max_new_tokens, decoder.positions - len(prompt))
         if steps < 1:
@@ -74,7 +74,7 @@ class BatchEngine:
         prefix: Cache,
         uniforms_BS: torch.Tensor,
         sampling: SamplingConfig,
-    ) -> list[list[int]]:
+    ) -> list[list[int] | None]:
         """Continuations of the prompt, one for each row of uniforms."""
         n_rows, steps = uniforms_BS.shape
         device = uniforms_BS.device
@@ -91,9 +91,11 @@ class BatchEngine:
             drawn_BS[rows, step] = drawn_B
             if step + 1 == steps:
                 break
-            alive = (drawn_BS[rows, : step + 1] != self._eos_id).all(dim=1).nonzero().squeeze(1)
+            ended = is_last(drawn_BS[rows, : step + 1], self._eos_id).any(dim=1)
+            alive = (~ended).nonzero().squeeze(1)
             if len(alive) == 0:
                 break
+            drawn_B = drawn_B.clamp_min(0)  # of a row without a token, what goes on is not read
             history.add(drawn_B, torch.tensor([position], device=device))
             if len(alive) <= _SHRINK_AT * len(rows):
                 rows, drawn_B, history = rows[alive], drawn_B[alive], history.of(alive)

@@ -1,6 +1,6 @@
 """The protocol of generation engines: a unit in, texts and token counts out. No Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +27,10 @@ class Engine(Protocol):
 
     def __call__(
         self, prompt: list[int], unit: Unit, seed: int, sampling: SamplingConfig
-    ) -> list[list[int]]:
-        """Token ids of `unit.size` continuations, in index order, without prompt and end."""
+    ) -> Sequence[list[int] | None]:
+        """Token ids of `unit.size` continuations, in index order, without prompt and end; None for
+        one whose logits were not finite.
+        """
         ...
 
 
@@ -36,8 +38,9 @@ class Engine(Protocol):
 class Generated:
     """Candidates of a unit, in index order."""
 
-    texts: list[str]
-    """Decoded continuations, not cleaned; the prompt is not part of them."""
+    texts: list[str | None]
+    """Decoded continuations, not cleaned; the prompt is not part of them. None where the logits
+    were not finite."""
     n_tokens: list[int]
     prompt: str
 
@@ -82,9 +85,10 @@ class UnitGenerator:
         prompt = prompts[unit.number % len(prompts)]
         ids = prompt_ids(self._tokenizer, self._control_ids[unit.label], prompt)
         rows = self._engine(ids, unit, self._config.seed, self._config.synthesis.sampling)
+        texts = self._tokenizer.batch_decode([row or [] for row in rows], skip_special_tokens=True)
         return Generated(
-            texts=self._tokenizer.batch_decode(rows, skip_special_tokens=True),
-            n_tokens=[len(row) for row in rows],
+            texts=[None if row is None else text for row, text in zip(rows, texts, strict=True)],
+            n_tokens=[len(row or []) for row in rows],
             prompt=prompt,
         )
 

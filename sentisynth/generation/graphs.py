@@ -16,6 +16,7 @@ from sentisynth.generation.gpt2 import Cache, Decoder, Logits
 from sentisynth.generation.sampling import (
     History,
     draw,
+    is_last,
     is_short,
     short_distribution,
     until_end,
@@ -43,7 +44,7 @@ class GraphedSteps:
         prefix: Cache,
         uniforms_BS: torch.Tensor,
         sampling: SamplingConfig,
-    ) -> list[list[int]] | None:
+    ) -> list[list[int] | None] | None:
         """Continuations of the prompt, one for each row of uniforms (B, steps).
 
         None where the recorded sampler cannot do it: a small vocabulary, a large top-k, or more
@@ -68,7 +69,8 @@ class GraphedSteps:
             if (step + 1) % _LOOK_EVERY and step + 1 < steps:
                 continue
             drawn_BS[rows] = state.drawn_BS[: len(rows)]
-            alive = (drawn_BS[rows, : step + 1] != self._end_id).all(dim=1).nonzero().squeeze(1)
+            ended = is_last(drawn_BS[rows, : step + 1], self._end_id).any(dim=1)
+            alive = (~ended).nonzero().squeeze(1)
             if len(alive) == 0:
                 break
             smaller = min(n for n in sizes if n >= len(alive))
@@ -143,6 +145,7 @@ class _State:
         uniforms_B = self.uniforms_BS[:size].index_select(1, self.n_drawn).squeeze(1)
         drawn_B = draw(probs, ids, uniforms_B)
         self.drawn_BS[:size].index_copy_(1, self.n_drawn, drawn_B[:, None])
+        drawn_B = drawn_B.clamp_min(0)  # of a row without a token, what goes on is not read
         history.add(drawn_B, self.position)
         view = self.cache.first(size, width)
         logits, shift = decoder.step_at(drawn_B, view, self.position)

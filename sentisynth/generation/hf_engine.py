@@ -1,10 +1,13 @@
 """Any causal language model by transformers' `generate`: the reference, and the fallback."""
 
+from typing import Any
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
+from sentisynth.errors import ModelError
 from sentisynth.generation.sampling import until_end
 from sentisynth.models.inference import cast_weights
 from sentisynth.seeding import derive_seed
@@ -25,7 +28,7 @@ class TransformersEngine:
     @torch.inference_mode()
     def __call__(
         self, prompt: list[int], unit: Unit, seed: int, sampling: SamplingConfig
-    ) -> list[list[int]]:
+    ) -> list[list[int] | None]:
         room = getattr(self._model.config, "max_position_embeddings", None)
         steps = sampling.max_new_tokens
         if room is not None:
@@ -33,7 +36,7 @@ class TransformersEngine:
         inputs = torch.tensor([prompt] * unit.size, device=self._model.device)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(seed, "unit", unit.label, unit.first_index))
-            out = self._model.generate(
+            out = self._continued(
                 inputs,
                 attention_mask=torch.ones_like(inputs),
                 do_sample=True,
@@ -46,3 +49,15 @@ class TransformersEngine:
                 eos_token_id=self._eos_id,
             )
         return until_end(out[:, len(prompt) :], self._eos_id)
+
+    def _continued(self, inputs: torch.Tensor, **settings: Any) -> torch.Tensor:
+        try:
+            found: torch.Tensor = self._model.generate(inputs, **settings)
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise ModelError(
+                "the generator's logits are not finite, and transformers then makes no row of a "
+                "unit; set synthesis.precision=fp32, or look at the generator"
+            ) from None
+        return found

@@ -10,6 +10,7 @@ import torch
 
 from sentisynth.config.types import SamplingConfig
 
+NO_TOKEN = -1
 _CHUNK = 16  # tokens of which the largest logit is taken first
 
 
@@ -121,11 +122,14 @@ def is_short(vocabulary: int, config: SamplingConfig) -> bool:
 
 
 def draw(probs_BW: torch.Tensor, ids_BW: torch.Tensor, uniforms_B: torch.Tensor) -> torch.Tensor:
-    """Tokens (B,) by inverting the distribution at uniforms in [0, 1)."""
+    """Tokens (B,) by inverting the distribution at uniforms in [0, 1); NO_TOKEN where it is none,
+    since logits were not finite.
+    """
     steps = probs_BW.cumsum(dim=1, dtype=torch.float64)
     chosen = (steps <= uniforms_B[:, None] * steps[:, -1:]).sum(dim=1, keepdim=True)
-    last = ((probs_BW > 0).sum(dim=1, keepdim=True) - 1).clamp_min(0)  # NaN must not go astray
-    return ids_BW.gather(1, torch.minimum(chosen, last)).squeeze(1)
+    last = ((probs_BW > 0).sum(dim=1, keepdim=True) - 1).clamp_min(0)
+    tokens_B = ids_BW.gather(1, torch.minimum(chosen, last)).squeeze(1)
+    return tokens_B.masked_fill(~steps[:, -1].isfinite(), NO_TOKEN)
 
 
 def _shifted(values: torch.Tensor, shift_B: torch.Tensor | None) -> torch.Tensor:
@@ -202,7 +206,13 @@ def _probs(values_BW: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
     return probs
 
 
-def until_end(drawn_BS: torch.Tensor, end_id: int) -> list[list[int]]:
-    """Continuations without their end token and what follows."""
+def until_end(drawn_BS: torch.Tensor, end_id: int) -> list[list[int] | None]:
+    """Continuations without their end token and what follows; None for one that met NO_TOKEN."""
     rows = drawn_BS.tolist()
-    return [row[: row.index(end_id)] if end_id in row else row for row in rows]
+    ended = [row[: row.index(end_id)] if end_id in row else row for row in rows]
+    return [None if NO_TOKEN in row else row for row in ended]
+
+
+def is_last(drawn: torch.Tensor, end_id: int) -> torch.Tensor:
+    """Whether tokens are the last of their rows."""
+    return (drawn == end_id) | (drawn == NO_TOKEN)

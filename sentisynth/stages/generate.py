@@ -28,14 +28,15 @@ class Generate:
         """The candidates of a unit as a `schema.POOL` table, not screened, not scored."""
         with memory_guarded(f"generation of {unit.size} rows", _REMEDY):
             made = self._generate(unit)
+        reasons = [schema.NON_FINITE if text is None else None for text in made.texts]
         return pa.table(
             {
                 schema.CANDIDATE_ID: unit.candidate_ids(),
                 schema.LABEL: [unit.label] * unit.size,
-                schema.TEXT: [clean(text, self._lowercase) for text in made.texts],
+                schema.TEXT: [clean(text or "", self._lowercase) for text in made.texts],
                 schema.PROMPT: [made.prompt] * unit.size,
                 schema.N_TOKENS: made.n_tokens,
-                schema.REJECT_REASON: pa.nulls(unit.size, pa.string()),
+                schema.REJECT_REASON: pa.array(reasons, pa.string()),
                 schema.TEACHER_LOGITS: pa.nulls(unit.size, pa.list_(pa.float32())),
             },
             schema=schema.POOL,

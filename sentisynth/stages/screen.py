@@ -13,7 +13,7 @@ from sentisynth.data.text import is_printable, words
 
 
 class Screen:
-    """Fills `reject_reason` with the first screen that a candidate fails; null if it passes.
+    """Fills `reject_reason`, where it is null, with the first screen that a candidate fails.
 
     A leak is a text equal or near to one of validation or test, a seed copy the same for the seed.
     Of equal texts in the table the first passes. Near ones are the ledger's to find, in index order
@@ -29,8 +29,11 @@ class Screen:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         texts = table[schema.TEXT].to_pylist()
-        pairs = zip(texts, table[schema.N_TOKENS].to_pylist(), strict=True)
-        reasons = [self._of_itself(text, n_tokens) for text, n_tokens in pairs]
+        facts = (table[name].to_pylist() for name in (schema.N_TOKENS, schema.REJECT_REASON))
+        reasons = [
+            given or self._of_itself(text, n_tokens)
+            for text, n_tokens, given in zip(texts, *facts, strict=True)
+        ]
         left = [i for i, reason in enumerate(reasons) if reason is None]
         sketches = self._sketch(texts, left)
         leaks, copies = self._evaluation.matches(sketches), self._seed.matches(sketches)

@@ -63,6 +63,36 @@ def test_greedy_tokens_equal_those_of_transformers(mini, monkeypatch, n: int) ->
     assert found == wanted.tolist()
 
 
+def test_a_row_whose_logits_are_not_finite_is_none_and_the_others_stay(mini, monkeypatch) -> None:
+    engine = BatchEngine(*mini, torch.float32)
+    wanted, step = engine(PROMPT, Unit(0, 0, 8), 1, SAMPLING), engine._decoder.step
+
+    def broken(tokens, cache):
+        logits_BV, shift_B = step(tokens, cache)
+        if cache.length == len(PROMPT) + 2:
+            logits_BV[3] = float("nan")
+        return logits_BV, shift_B
+
+    monkeypatch.setattr(engine._decoder, "step", broken)
+    found = engine(PROMPT, Unit(0, 0, 8), 1, SAMPLING)
+    assert found[3] is None and wanted[3] is not None
+    assert found[:3] + found[4:] == wanted[:3] + wanted[4:]
+
+
+def test_a_generator_of_no_numbers_makes_rows_without_texts(mini) -> None:
+    model = copy.deepcopy(mini[0])
+    with torch.no_grad():
+        model.transformer.ln_f.weight[0] = float("nan")
+    engine = BatchEngine(model, mini[1], torch.float32)
+    assert engine(PROMPT, Unit(0, 0, 8), 1, SAMPLING) == [None] * 8
+    decoder = Decoder(model, torch.float32)
+    uniforms = torch.from_numpy(candidate_uniforms(1, 0, 0, 8, 20))
+    steps = GraphedSteps(decoder, 0, record=False)
+    assert steps(PROMPT, *decoder.prefill(PROMPT), uniforms, SAMPLING) == [None] * 8
+    with pytest.raises(ModelError, match="logits are not finite.*synthesis.precision=fp32"):
+        ENGINES["transformers"](model, mini[1], torch.float32)(PROMPT, Unit(0, 0, 8), 1, SAMPLING)
+
+
 @pytest.mark.parametrize("ends", [True, False])
 def test_recorded_steps_draw_the_same_tokens(mini, ends: bool) -> None:
     """What a GPU replays, here step by step: rows leave in other steps, the tokens are the same."""

@@ -85,6 +85,14 @@ def test_within_a_unit_the_first_of_equal_texts_stays() -> None:
     assert table[schema.REJECT_REASON].to_pylist()[:2] == [None, schema.DUPLICATE]
 
 
+def test_a_candidate_without_a_text_keeps_its_reason() -> None:
+    table = candidates(["", GOOD, ""])
+    given = pa.array([schema.NON_FINITE, None, None], pa.string())
+    table = table.set_column(5, schema.POOL.field(schema.REJECT_REASON), given)
+    found = Screen(ScreensConfig(), [], [])(table)[schema.REJECT_REASON].to_pylist()
+    assert found == [schema.NON_FINITE, None, schema.EMPTY]
+
+
 def test_a_leak_is_one_whatever_else_is_held_out() -> None:
     """Three texts, of which the second is near to both others, and those not to each other."""
     told = "the acting is warm and the story of two old brothers who meet again by the sea is told"
