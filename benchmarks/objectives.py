@@ -6,9 +6,9 @@
 RUN is a directory of `sentisynth pretrain encoder`: its tokenizer, rows and embeddings are used.
 One encoder of 4 layers of 128 is trained for each kind of optimiser, size of the masked model, rate
 and seed, on the same number of tokens, then judged by one masked model that was trained alone, and
-fine-tuned on 1,000 rows of Rotten Tomatoes. All start from one causal model of their shape, whose
-embeddings the masked model G gets, too; it and the judge are trained for --alone-steps. The rate is
-the encoder's (decoupled; G's is 5e-4) or that of both (coupled): at 5e-4 both kinds have the same.
+fine-tuned on 1,000 rows of Rotten Tomatoes. All start from one causal model of their shape; it and
+the judge are trained for --alone-steps. The rate is the encoder's (decoupled; the masked model G's
+is 5e-4) or that of both (coupled, where G has the start's embeddings): at 5e-4 both have the same.
 Precision is the average precision over the judge's replacements, macro-F1 is in per cent. What is
 in DIR already is not trained again.
 """

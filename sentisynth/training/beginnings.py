@@ -52,15 +52,15 @@ def start_from(
     config: PretrainConfig,
     tokenizer: PreTrainedTokenizerBase,
 ) -> None:
-    """Give D's encoder the weights of a language model of its shape, in place, and G's embeddings
-    the model's where they are as wide. All else of G stays random. Raises ModelError.
+    """Give D's encoder the weights of a language model of its shape, in place. Raises ModelError.
+
+    Where G shares D's embeddings, it gets them too; all else of G stays random. That is on purpose:
+    what a G proposes that begins with them is so likely that D learned less
+    (benchmarks/README.md, "Decoupled and coupled").
     """
     source = load_masked_model(path, tokenizer, "start.model")
     check_start(path, config)
     model.detector.encoder.load_state_dict(source.base_model.state_dict())
-    own, begun = (m.get_input_embeddings().weight.data for m in (model.masked, source))
-    if own.shape == begun.shape:  # if it shares D's, it has them already
-        own.copy_(begun)
 
 
 def check_start(path: Path, config: PretrainConfig) -> None:
