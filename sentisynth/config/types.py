@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sentisynth.config import deepspeed_keys
-from sentisynth.config.base import Config, PositiveInt, as_weights
+from sentisynth.config.base import Config, PositiveInt
+from sentisynth.config.checks import as_weights
 from sentisynth.config.outside import ClusterConfig, TrackingConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]

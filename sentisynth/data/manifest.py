@@ -129,7 +129,13 @@ def read_receipts(
     numbers = [f for f in manifest["files"] if f.startswith(f"label={label}/")]
     for number in range(len(numbers)):
         unit = Unit(label, number, size)
-        found = read_unit(unit, pool, manifest["plan"], manifest["files"][unit.name])
+        digest = manifest["files"].get(unit.name)
+        if digest is None:
+            raise RunDirectoryError(
+                f"{pool / MANIFEST} leaves out {unit.name}, and has later units of its label; run "
+                f"`sentisynth synthesize …` again"
+            )
+        found = read_unit(unit, pool, manifest["plan"], digest)
         if found is None:
             raise RunDirectoryError(
                 f"{unit.path(pool)} is missing or damaged; run `sentisynth synthesize …` again"
@@ -175,10 +181,7 @@ def check_counts(pool: Path, config: RunConfig) -> list[str]:
         except RunDirectoryError as error:
             problems.append(str(error))
             continue
-        except KeyError as error:
-            problems.append(f"{MANIFEST} leaves out {error} of class {name}, and has later ones")
-            continue
-        told, counted = manifest["ledger"][name], tally.ledger.as_dict()
+        told, counted = manifest["ledger"].get(name), tally.ledger.as_dict()
         if told != counted:
             problems.append(f"the ledger of class {name} says {told}, its units say {counted}")
         elif tally.ledger.accepted < quota:

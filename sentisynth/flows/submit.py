@@ -108,7 +108,11 @@ def _local_files(config: NamedConfig, reference: str) -> list[Path]:
     path = Path(reference)
     if not path.is_absolute() or not path.exists():
         return []
-    files = document_files(config.text) if isinstance(config, PretrainConfig) else [path]
+    if not isinstance(config, PretrainConfig):
+        if path.is_dir():
+            raise JobError(f"{path} is a directory; give a file of labelled texts")
+        return [path]
+    files = document_files(config.text)
     for file in files:
         if path.is_dir() and not file.resolve().is_relative_to(path.resolve()):
             raise JobError(

@@ -184,7 +184,7 @@ def attend(
     """Attention (B, H, 1, D) of one scaled query a row; unfilled positions are left out.
 
     Plain products: kernels for long attention were four times slower at this on a CPU. The query
-    is the left factor; as the right one it takes half as long again.
+    is the left factor, which is the faster side.
     """
     b, h, s, d = keys_BHSD.shape
     q_N1D = q_BH1D.reshape(b * h, 1, d)

@@ -4,27 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import json_text
 from sentisynth.data.manifest import MANIFEST, check_counts, check_pool, read_manifest
 from sentisynth.data.units import Unit
 from sentisynth.seeding import fingerprint
-from tests.data.test_pool import configured, fill, published, recovered
-
-
-@pytest.fixture
-def config() -> RunConfig:
-    return configured()
-
-
-@pytest.fixture
-def pool(tmp_path: Path, config: RunConfig) -> Path:
-    for label in (0, 1):
-        fill(tmp_path, label, range(2))
-    published(tmp_path, config)
-    return tmp_path
+from tests.data.pools import fill, recovered
 
 
 def rewritten(pool: Path, **changes: Any) -> None:
@@ -35,46 +20,48 @@ def rewritten(pool: Path, **changes: Any) -> None:
     assert read_manifest(pool) == manifest and check_pool(pool) == []
 
 
-def test_the_ledger_of_a_pool_is_that_of_its_units(pool: Path, config: RunConfig) -> None:
-    assert check_counts(pool, config) == []
-    ledger = json.loads((pool / MANIFEST).read_text())["ledger"]
+def test_the_ledger_of_a_pool_is_that_of_its_units(finished: Path, config: RunConfig) -> None:
+    assert check_counts(finished, config) == []
+    ledger = json.loads((finished / MANIFEST).read_text())["ledger"]
     entry = ledger["negative"]
     moved = {**entry, "accepted": 0, "below_tau": entry["below_tau"] + entry["accepted"]}
-    rewritten(pool, ledger={**ledger, "negative": moved})
-    (told,) = check_counts(pool, config)
+    rewritten(finished, ledger={**ledger, "negative": moved})
+    (told,) = check_counts(finished, config)
     assert "the ledger of class negative says" in told
 
 
-def test_units_of_another_plan_than_the_manifests_are_told(pool: Path, config: RunConfig) -> None:
-    rewritten(pool, plan="0" * 64)
-    assert "unit-000000.parquet is missing or damaged" in check_counts(pool, config)[0]
+def test_units_of_another_plan_than_the_manifests_are_told(
+    finished: Path, config: RunConfig
+) -> None:
+    rewritten(finished, plan="0" * 64)
+    assert "unit-000000.parquet is missing or damaged" in check_counts(finished, config)[0]
 
 
-def test_a_hole_is_told(pool: Path, config: RunConfig) -> None:
-    files = json.loads((pool / MANIFEST).read_text())["files"]
-    (receipt,) = fill(pool, 0, range(2, 3))
+def test_a_hole_is_told(finished: Path, config: RunConfig) -> None:
+    files = json.loads((finished / MANIFEST).read_text())["files"]
+    (receipt,) = fill(finished, 0, range(2, 3))
     gone = Unit(0, 1, receipt.unit.size)
-    gone.path(pool).unlink()
+    gone.path(finished).unlink()
     del files[gone.name]
-    rewritten(pool, files={**files, receipt.unit.name: receipt.sha256})
-    assert "leaves out 'label=0/unit-000001.parquet'" in check_counts(pool, config)[0]
+    rewritten(finished, files={**files, receipt.unit.name: receipt.sha256})
+    assert "leaves out label=0/unit-000001.parquet" in check_counts(finished, config)[0]
 
 
-def test_a_quota_that_was_not_kept_is_told(pool: Path, config: RunConfig) -> None:
-    rewritten(pool, n_per_class=1000)
-    assert [told.split(" has ")[0] for told in check_counts(pool, config)] == [
+def test_a_quota_that_was_not_kept_is_told(finished: Path, config: RunConfig) -> None:
+    rewritten(finished, n_per_class=1000)
+    assert [told.split(" has ")[0] for told in check_counts(finished, config)] == [
         "class negative",
         "class positive",
     ]
 
 
 def test_a_unit_that_comes_after_the_manifest_goes_with_the_next_command(
-    pool: Path, config: RunConfig
+    finished: Path, config: RunConfig
 ) -> None:
-    fill(pool, 0, range(2, 3))
-    assert "is not in the manifest" in check_pool(pool)[0]
-    reader = recovered(pool, config)
+    fill(finished, 0, range(2, 3))
+    assert "is not in the manifest" in check_pool(finished)[0]
+    reader = recovered(finished, config)
     assert not reader.is_published
     reader.publish()
-    assert not Unit(0, 2, reader._config.synthesis.unit_size).path(pool).exists()
-    assert check_pool(pool) == [] and recovered(pool, config).is_published
+    assert not Unit(0, 2, reader._config.synthesis.unit_size).path(finished).exists()
+    assert check_pool(finished) == [] and recovered(finished, config).is_published

@@ -9,7 +9,6 @@ import pytest
 from sentisynth.config.types import RunConfig
 from sentisynth.data.manifest import check_pool
 from sentisynth.data.pool import PoolReader
-from tests.data.test_pool import config, finished  # noqa: F401  fixtures
 
 KINDS = ("flip", "truncate", "extend", "swap", "delete", "empty")
 
@@ -44,8 +43,8 @@ def damage(pool: Path, random: np.random.Generator) -> list[Path]:
 
 @pytest.mark.parametrize("block", range(10))
 def test_each_damage_is_found_and_only_the_damaged_units_are_made_again(
-    finished: Path,  # noqa: F811
-    config: RunConfig,  # noqa: F811
+    finished: Path,
+    config: RunConfig,
     tmp_path_factory: pytest.TempPathFactory,
     block: int,
 ) -> None:

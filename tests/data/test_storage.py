@@ -13,7 +13,7 @@ from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.storage import here, is_remote, location
 from sentisynth.data.units import Unit, units_on_disk
 from sentisynth.errors import RunDirectoryError
-from tests.data.test_pool import SIZE, config, fill  # noqa: F401  a fixture
+from tests.data.pools import SIZE, fill
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +25,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_pool_on_s3_has_the_bytes_of_one_on_disk(
     bucket: str,
     tmp_path: Path,
-    config: RunConfig,  # noqa: F811
+    config: RunConfig,
 ) -> None:
     manifests = []
     for pool in (location(f"{bucket}/one/pool"), tmp_path / "pool"):
@@ -42,7 +42,7 @@ def test_a_pool_on_s3_has_the_bytes_of_one_on_disk(
     assert manifests[0] == manifests[1]
 
 
-def test_damage_on_s3_is_found_and_mended_alone(bucket: str, config: RunConfig) -> None:  # noqa: F811
+def test_damage_on_s3_is_found_and_mended_alone(bucket: str, config: RunConfig) -> None:
     pool = location(f"{bucket}/two/pool")
     for label in (0, 1):
         fill(pool, label, range(2))
@@ -66,7 +66,7 @@ def test_damage_on_s3_is_found_and_mended_alone(bucket: str, config: RunConfig) 
     assert (pool / "manifest.json").read_bytes() == manifest and read_manifest(pool) is not None
 
 
-def test_the_journal_makes_a_restart_quick_on_s3_too(bucket: str, config: RunConfig) -> None:  # noqa: F811
+def test_the_journal_makes_a_restart_quick_on_s3_too(bucket: str, config: RunConfig) -> None:
     pool = location(f"{bucket}/three/pool")
     fill(pool, 0, range(2))
     PoolReader(pool, config, "plan").recover()

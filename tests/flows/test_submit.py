@@ -151,6 +151,8 @@ def test_what_a_job_gets(
     base = load_pretrain_config("reviews-encoder-mini", [f"text.source={folder.parent}"])
     pack(base, tmp_path / "folders")
     assert (tmp_path / "folders" / "data" / "source-folder" / "deep" / "a.txt").is_file()
+    with pytest.raises(JobError, match="folder is a directory; give a file of labelled texts"):
+        pack(load_config("quickstart", [f"data.test={folder.parent}"]), tmp_path / "labelled")
     (folder / "b.txt").symlink_to("/etc/hostname")
     with pytest.raises(JobError, match="b.txt is a link to /etc/hostname, outside of the corpus"):
         pack(base, tmp_path / "linked")
