@@ -6,7 +6,8 @@ A several-node Ray cluster on this machine runs `sentisynth synthesize` with tin
 trains first. Workers of every stage, the plan's mailbox, raylets (whole nodes) and the driver get
 SIGKILL at random moments, some of them between the write and the rename of a unit; a driver that
 was hit is started again with the same command. When a run ends it is compared, file by file, with
-the undisturbed one, and the next begins, until there were enough kills.
+the undisturbed one, and the next begins, until there were enough kills. Runs take turns: one has a
+pool of actors for each stage, in the next (and the undisturbed one) each actor runs all stages.
 """
 
 import argparse
@@ -135,7 +136,9 @@ def pools(actors: int) -> list[str]:
     ]
 
 
-def torment(recipe: list[str], work: Path, run: Path, kills: int, seed: int, n_nodes: int) -> Found:
+def torment(
+    recipe: list[str], work: Path, run: Path, kills: int, seed: int, n_nodes: int, actors: int
+) -> Found:
     """Run, kill, restart and compare until there were `kills` kills. `run` has trained models."""
     choose, found = random.Random(seed), Found()
     nodes = Nodes(n_nodes)
@@ -148,7 +151,8 @@ def torment(recipe: list[str], work: Path, run: Path, kills: int, seed: int, n_n
         while found.kills.total() < kills:
             out, trace = work / f"run-{found.rounds}", work / f"trace-{found.rounds}"
             _copy(run, out)
-            _one_run(recipe, out, trace, nodes, choose, found, kills)
+            placed = [] if found.rounds % 2 else pools(actors)
+            _one_run([*recipe, *placed], out, trace, nodes, choose, found, kills)
             found.rounds += 1
             _compare(out, calm, trace, wanted, found)
             shutil.rmtree(out)
@@ -332,7 +336,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--n-per-class", type=int, default=400)
-    parser.add_argument("--actors", type=int, default=2, help="of generation, and of verification")
+    parser.add_argument("--actors", type=int, default=2, help="of each in a run with pools")
     parser.add_argument("--nodes", type=int, default=3, help="beside the head")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--run", type=Path, help="a run with models trained on these settings")
@@ -346,9 +350,9 @@ def main() -> None:
         if arguments.run is None:
             say("training the tiny models")
             train(recipe, run)
-        recipe += [*pools(arguments.actors), f"synthesis.n_per_class={arguments.n_per_class}"]
+        recipe += [f"synthesis.n_per_class={arguments.n_per_class}"]
         kills, seed = arguments.kills, arguments.seed
-        found = torment(recipe, work, run, kills, seed, arguments.nodes)
+        found = torment(recipe, work, run, kills, seed, arguments.nodes, arguments.actors)
     figures = report(found, time.monotonic() - started)
     for name, value in figures.items():
         print(f"{name:54} {value}")

@@ -34,7 +34,9 @@ def traced(name: str, build: Callable[[], Any], trace: Path) -> Callable[..., An
 
 def pools(trace: Path, *args: Any, **kwargs: Any) -> list[StreamPool]:
     return [
-        replace(pool, build=partial(traced, pool.name, pool.build, trace))
+        replace(
+            pool, builds={n: partial(traced, n, build, trace) for n, build in pool.builds.items()}
+        )
         for pool in stream_pools(*args, **kwargs)
     ]
 

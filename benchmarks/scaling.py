@@ -6,8 +6,9 @@ A SIMULATION. Nodes of eight GPUs that do not exist, all on this machine (`ray.c
 GPU is a lock that its generator and its teacher take in turn, in slices of a tenth of a second, for
 as long as a unit would take; what they hand on are distinct texts of 16 random words and random
 logits. Everything else is the real thing: plan, Ray Data, screens, Parquet files, receipts,
-duplicates, ledger, journal, all on this machine's cores, which a real cluster has more of. Ideal
-are GPUs / (generate + verify) units a second.
+duplicates, ledger, journal, all on this machine's cores, which a real cluster has more of: how
+busy they were meanwhile, and how much of a core the driver took, is told beside. Ideal are GPUs /
+(generate + verify) units a second.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import ray
 from environment import environment
@@ -33,11 +35,8 @@ from sentisynth.config.load import load_config
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_screen, build_write
-from sentisynth.runtime.pools import StreamPool, helpers
+from sentisynth.runtime.pools import placed_pools
 from sentisynth.runtime.ray_cluster import (
-    SCREEN_CPUS,
-    WRITE_CPUS,
-    PoolPlacement,
     cluster_resources,
     connected,
     place_stream,
@@ -57,13 +56,17 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rows = []
-    print(f"{'GPUs':>5} {'units/s':>8} {'ideal':>7} {'efficiency':>10} {'candidates/s':>12}")
+    print(
+        f"{'GPUs':>5} {'units/s':>8} {'ideal':>7} {'efficiency':>10} {'candidates/s':>12} "
+        f"{'cores busy':>10} {'driver':>7}"
+    )
     for gpus in arguments.gpus:
         row = measured(arguments, gpus)
         rows.append(row)
         print(
             f"{gpus:5} {row['units_per_s']:8.2f} {row['ideal_units_per_s']:7.2f} "
-            f"{row['efficiency']:10.3f} {row['candidates_per_s']:12,.0f}",
+            f"{row['efficiency']:10.3f} {row['candidates_per_s']:12,.0f} "
+            f"{row['machine_busy']:10.0%} {row['driver_busy']:7.0%}",
             flush=True,
         )
     if arguments.json:
@@ -102,30 +105,23 @@ def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
         pool, locks = Path(directory) / "pool", Path(directory)
         placement = place_stream(config.synthesis, cluster_resources())
         texts = [ray.put(([], []))]
-        most = placement.generate.max_actors
         near = config.synthesis.screens.near_duplicates
-        stages: list[tuple[str, Any, PoolPlacement]] = [
-            (
-                "generate",
-                partial(on_gpu, free_generate, arguments.generate_s, locks),
-                placement.generate,
-            ),
-            (
-                "screen",
-                partial(build_screen, config.synthesis.screens, texts),
-                helpers(SCREEN_CPUS, most),
-            ),
-            ("verify", partial(on_gpu, free_verify, arguments.verify_s, locks), placement.verify),
-            ("write", partial(build_write, pool, "plan", near), helpers(WRITE_CPUS, most)),
-        ]
-        pools = [StreamPool(name=name, build=build, placed=p) for name, build, p in stages]
+        builds = {
+            "generate": partial(on_gpu, free_generate, arguments.generate_s, locks),
+            "screen": partial(build_screen, config.synthesis.screens, texts),
+            "verify": partial(on_gpu, free_verify, arguments.verify_s, locks),
+            "write": partial(build_write, pool, "plan", near),
+        }
+        pools = placed_pools(builds, placement)
         reader = PoolReader(pool, config, "plan")
         stream = UnitStream(pools, n_labels=2, size=arguments.unit_size, done=set())
         for n, _ in units_done(stream, reader, 2, warm + wanted):
             if n == warm:
                 started, begun = time.monotonic(), time.process_time()
+                psutil.cpu_percent()
             if n == warm + wanted:
                 seconds, cpu = time.monotonic() - started, time.process_time() - begun
+                busy = psutil.cpu_percent() / 100
     rate = wanted / seconds
     row = {
         "gpus": gpus,
@@ -135,6 +131,8 @@ def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
         "efficiency": rate * unit_s / gpus,
         "candidates_per_s": rate * arguments.unit_size,
         "driver_cpu_ms_a_unit": 1000 * cpu / wanted,
+        "driver_busy": cpu / seconds,
+        "machine_busy": busy,
         "restarts": dict(stream.restarts),
     }
     print(row, file=sys.stderr, flush=True)

@@ -1,18 +1,21 @@
 """What the stream itself costs.
 
 python benchmarks/stream.py overhead [--candidates N] [--unit-size N] [--json FILE]
-python benchmarks/stream.py efficiency --run DIR [--units N] [--json FILE]
+python benchmarks/stream.py efficiency --run DIR [--units N] [--apart] [--json FILE]
 
 See the two modules of these names.
 """
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from environment import environment
 from stream_efficiency import efficiency
 from stream_overhead import overhead
+
+HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -26,10 +29,13 @@ def main() -> None:
     two.add_argument("--run", type=Path, required=True)
     two.add_argument("--units", type=int, default=48)
     two.add_argument("--repeats", type=int, default=3)
+    two.add_argument("--apart", action="store_true", help="on CPUs, pools for each stage, too")
     two.set_defaults(measure=efficiency)
     for command in (one, two):
         command.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    # Ray's workers import the benchmarks' modules, too
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
     figures = arguments.measure(arguments)
     for name, value in figures.items():
         if name != "marks":

@@ -2,7 +2,8 @@
 
 Times generation alone and verification alone (plain processes without Ray; on CPUs one a core, on
 GPUs as many as the stream has actors), the stream, and a free-running Ray Data pipeline of the same
-stages without units, receipts, ledger or order, that hands on whatever comes.
+actors without units, receipts, files, ledger or order, that hands on whatever comes. With `--apart`
+the last two are timed with a pool of actors for each stage as well.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from middle import Texts, pools_of, seconds_of, units_done
 
 from sentisynth import schema
 from sentisynth.config.load import read_run_config
-from sentisynth.config.types import RunConfig
+from sentisynth.config.types import PoolConfig, RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import Stage, build_generate, build_verify
@@ -42,9 +43,12 @@ def efficiency(arguments: argparse.Namespace) -> dict[str, Any]:
     held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
     texts = (held_out, splits["seed"][schema.TEXT].to_pylist())
     placed = actors(run, config)
+    ways = {"": config}
+    if arguments.apart:
+        ways[", a pool a stage"] = apart(config)
     found: dict[str, list[float]] = {}
     for _ in range(arguments.repeats):
-        for name, seconds in once(run, config, texts, arguments.units, placed).items():
+        for name, seconds in once(run, ways, texts, arguments.units, placed).items():
             found.setdefault(name, []).append(seconds)
         print({name: round(v[-1], 1) for name, v in found.items()}, file=sys.stderr, flush=True)
     alone_s = np.add(found["generation alone"], found["verification alone"])
@@ -52,21 +56,41 @@ def efficiency(arguments: argparse.Namespace) -> dict[str, Any]:
         "candidates": arguments.units * config.synthesis.unit_size,
         "actors": placed,
         **{f"{name}, seconds": spread(values) for name, values in found.items()},
-        "efficiency, (generation + verification) / stream": spread(alone_s / found["stream"]),
-        "price against free-running": spread(np.divide(found["stream"], found["free-running"]) - 1),
+        **{
+            f"efficiency{way}: (generation + verification) / stream": spread(
+                alone_s / found[f"stream{way}"]
+            )
+            for way in ways
+        },
+        **{
+            f"price{way}: stream / free-running - 1": spread(
+                np.divide(found[f"stream{way}"], found[f"free-running{way}"]) - 1
+            )
+            for way in ways
+        },
     }
+
+
+def apart(config: RunConfig) -> RunConfig:
+    """The same run with a pool for each stage: a generator a core, a teacher for two."""
+    cores = len(os.sched_getaffinity(0))
+    pools = {"generate_pool": cores, "verify_pool": max(1, cores // 2)}
+    update = {name: PoolConfig(min_actors=n, max_actors=n) for name, n in pools.items()}
+    return config.model_copy(update={"synthesis": config.synthesis.model_copy(update=update)})
 
 
 def actors(run: Path, config: RunConfig) -> dict[str, int]:
     """How many of each stage the stream would have here."""
     with connected():
-        return {p.name: p.placed.max_actors for p in pools_of(run, config, ([], []), run)}
+        pools = pools_of(run, config, ([], []), run)
+        return {name: pool.placed.max_actors for pool in pools for name in pool.builds}
 
 
 def once(
-    run: Path, config: RunConfig, texts: Texts, n_units: int, placed: dict[str, int]
+    run: Path, ways: dict[str, RunConfig], texts: Texts, n_units: int, placed: dict[str, int]
 ) -> dict[str, float]:
-    """Seconds of each of the four."""
+    """Seconds of generation and verification alone, and of stream and free-running each way."""
+    config = ways[""]
     n_labels, size = len(config.data.labels), config.synthesis.unit_size
     units = [Unit(n % n_labels, n // n_labels, size) for n in range(n_units)]
     cores = len(os.sched_getaffinity(0))
@@ -77,10 +101,11 @@ def once(
     tables = dict(zip(units, screened(config, texts, made), strict=True))
     verify = partial(build_verify, run / "teacher", config)
     seconds["verification alone"], _ = alone(verify, units, tables, processes["verify"])
-    with connected():
-        seconds["stream"] = streamed(run, config, texts, n_units).seconds
-    with connected():
-        seconds["free-running"] = free_running(run, config, texts, n_units, placed)
+    for way, placed_so in ways.items():
+        with connected():
+            seconds[f"stream{way}"] = streamed(run, placed_so, texts, n_units).seconds
+        with connected():
+            seconds[f"free-running{way}"] = free_running(run, placed_so, texts, n_units)
     return seconds
 
 
@@ -150,26 +175,27 @@ def accepted(reader: PoolReader) -> int:
 
 
 class Free:
-    """A stage of the free-running pipeline: no names, no receipts."""
+    """Stages of the free-running pipeline: no names, no receipts, no files."""
 
-    def __init__(self, build: Any) -> None:
-        self._stage = build()
+    def __init__(self, builds: dict[str, Any]) -> None:
+        self._stages = [build() for name, build in builds.items() if name != "write"]
 
     def __call__(self, table: pa.Table) -> pa.Table:
+        unit = None
         if "n" in table.column_names:
             n = table["n"][0].as_py()
-            return self._stage(Unit(n % 2, n // 2, table["size"][0].as_py()), None)
-        return self._stage(None, table)
+            unit = Unit(n % 2, n // 2, table["size"][0].as_py())
+        for stage in self._stages:
+            table = stage(unit, table)
+        return table
 
 
-def free_running(
-    run: Path, config: RunConfig, texts: Texts, n_units: int, placed: dict[str, int]
-) -> float:
+def free_running(run: Path, config: RunConfig, texts: Texts, n_units: int) -> float:
     """The same stages in a plain Ray Data pipeline; seconds for blocks in its middle."""
     import ray
 
-    pools = pools_of(run, config, texts, run)[:3]
-    warm = 4 * placed["generate"]
+    pools = [pool for pool in pools_of(run, config, texts, run) if [*pool.builds] != ["write"]]
+    warm = 4 * pools[0].placed.max_actors
     blocks = [
         pa.table({"n": [n], "size": [config.synthesis.unit_size]})
         for n in range(2 * warm + n_units)
@@ -180,8 +206,8 @@ def free_running(
     for pool in pools:
         rows = rows.map_batches(
             Free,
-            fn_constructor_args=(pool.build,),
-            batch_size=config.synthesis.unit_size,
+            fn_constructor_args=(pool.builds,),
+            batch_size=1 if pool is pools[0] else config.synthesis.unit_size,
             batch_format="pyarrow",
             num_cpus=pool.placed.cpus,
             num_gpus=pool.placed.gpus or None,

@@ -151,7 +151,7 @@ def free_pools(pool: Path, config: RunConfig) -> list[StreamPool]:
         "verify": free_verify,
         "write": partial(build_write, pool, "plan", config.synthesis.screens.near_duplicates),
     }
-    return [StreamPool(name=n, build=b, placed=placed) for n, b in builds.items()]
+    return [StreamPool(builds={name: build}, placed=placed) for name, build in builds.items()]
 
 
 def resume_s(pool: Path, config: RunConfig) -> float:

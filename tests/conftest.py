@@ -25,7 +25,6 @@ QUICK = [
     "synthesis.unit_size=32",
     "synthesis.max_candidates_per_class=640",
     "synthesis.sampling.max_new_tokens=24",
-    "synthesis.generate_pool.max_actors=1",
 ]
 
 

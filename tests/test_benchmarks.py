@@ -37,4 +37,4 @@ def test_overhead(tmp_path: Path) -> None:
 def test_efficiency(tmp_path: Path, finished_run: Path) -> None:
     size = ["--units", "4", "--repeats", "1"]
     found = result(tmp_path, "stream.py", "efficiency", "--run", str(finished_run), *size)
-    assert "±" in found["efficiency, (generation + verification) / stream"]
+    assert "±" in found["efficiency: (generation + verification) / stream"]

@@ -137,6 +137,8 @@ def _stream_rows(stream: Placement) -> list[list[str]]:
         count = many if pool.min_actors < pool.max_actors else str(pool.max_actors)
         return [name, count, f"{pool.cpus:g}", f"{pool.gpus:g}"]
 
+    if stream.is_shared:
+        return [row("generate and verify", stream.generate)]
     return [row("generate", stream.generate), row("verify", stream.verify)]
 
 

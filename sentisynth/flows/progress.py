@@ -79,7 +79,7 @@ class StreamProgress:
             },
             "units": self.units,
             "in_flight": self._stream.in_flight,
-            "restarts": self._stream.restarts.total(),
+            "restarts": self._stream.n_restarts,
             "seconds_since_unit": time.monotonic() - self._latest,
             "seconds_left": self._seconds_left(accepted, seconds),
         }

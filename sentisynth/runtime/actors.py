@@ -79,23 +79,23 @@ class Mailbox:
             return self._bundles[position] if position < len(self._bundles) else None
 
 
-class UnitStage:
-    """A stage on rows of the stream, of which each is a bundle of units, nearly always of one.
+class UnitStages:
+    """Stages, one after the other, on rows of the stream: a bundle of units, nearly always one.
 
-    `build()` makes the stage: a function of the unit and the table of its rows (None before they
-    are generated). How long it took, in seconds, is added to the row; the driver is told of
-    restarts, and of errors that are sentences for the user. Units that are not begun when the
-    mailbox is closed are left out.
+    `builds` has how each stage is made: a function of the unit and the table of its rows (None
+    before they are generated). How long each took, in seconds, is added to the row; the driver is
+    told of restarts, and of errors that are sentences for the user. Units that are not begun when
+    the mailbox is closed are left out.
     """
 
-    def __init__(self, name: str, build: Callable[[], Stage], mailbox: Any, reports: Any) -> None:
-        self._name, self._mailbox, self._reports = name, mailbox, reports
+    def __init__(self, builds: dict[str, Callable[[], Stage]], mailbox: Any, reports: Any) -> None:
+        self._mailbox, self._reports = mailbox, reports
         leave_in_time()
         context = ray.get_runtime_context()
         if context.was_current_actor_reconstructed:
-            reports.add.remote((RESTARTED, name))
+            reports.add.remote((RESTARTED, [*builds]))
         with self._errors_told():
-            self._stage = build()
+            self._stages = {name: build() for name, build in builds.items()}
 
     def __call__(self, row: pa.Table) -> pa.Table:
         units = [Unit(**unit) for unit in row[_UNITS][0].as_py()]
@@ -105,13 +105,17 @@ class UnitStage:
             row = row.drop_columns(_TABLES)
         elif ray.get(self._mailbox.is_closed.remote()):
             units, tables, row = [], [], source_row([])
-        made, seconds = [], []
+        made: list[bytes] = []
+        seconds: dict[str, list[float]] = {name: [] for name in self._stages}
         for unit, table in zip(units, tables, strict=True):
-            started = time.perf_counter()
-            with self._errors_told():
-                made.append(_pack(self._stage(unit, table)))
-            seconds.append(time.perf_counter() - started)
-        row = row.append_column(self._name, pa.array([seconds], pa.list_(pa.float64())))
+            for name, stage in self._stages.items():
+                started = time.perf_counter()
+                with self._errors_told():
+                    table = stage(unit, table)
+                seconds[name].append(time.perf_counter() - started)
+            made.append(_pack(table))
+        for name, taken in seconds.items():
+            row = row.append_column(name, pa.array([taken], pa.list_(pa.float64())))
         return row.append_column(_TABLES, pa.array([made], pa.list_(pa.large_binary())))
 
     @contextmanager

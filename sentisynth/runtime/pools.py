@@ -23,11 +23,10 @@ _GENERATORS_A_HELPER = 16  # that one process which screens, or writes, keeps up
 
 @dataclass(frozen=True, kw_only=True)
 class StreamPool:
-    """A stage of the stream: how an actor of it is made, and how many there are."""
+    """Actors that run a stage, or several one after the other, and how many there are."""
 
-    name: str
-    build: Any
-    """Makes the stage (`actors.Stage`) in an actor's process."""
+    builds: dict[str, Any]
+    """By the stage's name, what makes it (`actors.Stage`) in an actor's process."""
     placed: PoolPlacement
 
 
@@ -49,29 +48,27 @@ def stream_pools(
     synthesis, (of_generation, of_verification) = config.synthesis, arithmetic
     texts = [ray.put((evaluation_texts, seed_texts))]
 
+    builds = {
+        "generate": partial(build_generate, generator, config, of_generation),
+        "screen": partial(build_screen, synthesis.screens, texts),
+        "verify": partial(build_verify, teacher, config, of_verification),
+        "write": partial(build_write, pool, plan, synthesis.screens.near_duplicates),
+    }
+    return placed_pools(builds, placement)
+
+
+def placed_pools(builds: dict[str, Any], placement: Placement) -> list[StreamPool]:
+    """The four stages where they are placed."""
+    if placement.is_shared:
+        return [StreamPool(builds=builds, placed=placement.generate)]
     n = placement.generate.max_actors
-    return [
-        StreamPool(
-            name="generate",
-            build=partial(build_generate, generator, config, of_generation),
-            placed=placement.generate,
-        ),
-        StreamPool(
-            name="screen",
-            build=partial(build_screen, synthesis.screens, texts),
-            placed=helpers(SCREEN_CPUS, n),
-        ),
-        StreamPool(
-            name="verify",
-            build=partial(build_verify, teacher, config, of_verification),
-            placed=placement.verify,
-        ),
-        StreamPool(
-            name="write",
-            build=partial(build_write, pool, plan, synthesis.screens.near_duplicates),
-            placed=helpers(WRITE_CPUS, n),
-        ),
-    ]
+    placed = {
+        "generate": placement.generate,
+        "screen": helpers(SCREEN_CPUS, n),
+        "verify": placement.verify,
+        "write": helpers(WRITE_CPUS, n),
+    }
+    return [StreamPool(builds={name: builds[name]}, placed=placed[name]) for name in placed]
 
 
 def helpers(cpus: float, n_generators: int) -> PoolPlacement:

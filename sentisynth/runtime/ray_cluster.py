@@ -116,6 +116,8 @@ class Placement:
 
     generate: PoolPlacement
     verify: PoolPlacement
+    is_shared: bool = False
+    """One pool of actors (both are the same) runs all stages of a unit, one after the other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,10 +196,12 @@ def facts_of_an_actor(placed: PoolPlacement) -> "DeviceFacts":
 def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
     """Fit both pools on a cluster's CPUs and GPUs. Raises PlacementError if it never can.
 
-    On CPUs, generation gets an actor a CPU and verification one or more, on even shares; a machine
-    with one CPU runs both. On GPUs, each has an actor on every GPU.
+    On CPUs, an actor a CPU runs all stages, so that none waits for another; pools that the
+    configuration sets have actors of their own. On GPUs, each has an actor on every GPU.
     """
     _refuse_empty(resources)
+    if _share_cpus(config, resources):
+        return _on_cpus(config, resources)
     cpus, gpus = resources.cpus, resources.gpus
     spare = cpus - SCREEN_CPUS - WRITE_CPUS
     wanted = [config.generate_pool, config.verify_pool]
@@ -222,6 +226,22 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
                 f"has {total:g} for them; lower min_actors or {kind}, or add nodes"
             )
     return Placement(generate=placed[0], verify=placed[1])
+
+
+def _share_cpus(config: SynthesisConfig, resources: Resources) -> bool:
+    """Whether there is no GPU, and nobody said where generators and teachers go."""
+    pools = (config.generate_pool, config.verify_pool)
+    return not resources.gpus and all(pool == PoolConfig(threads=pool.threads) for pool in pools)
+
+
+def _on_cpus(config: SynthesisConfig, resources: Resources) -> Placement:
+    threads = max(config.generate_pool.threads, config.verify_pool.threads)
+    actors = max(1, int(sum(cpus // threads for cpus in resources.node_cpus)))
+    share = _SHARE_OF_CPUS * min(resources.cpus / actors, threads)
+    placed = PoolPlacement(
+        min_actors=actors, max_actors=actors, cpus=max(0.01, round(share, 2)), gpus=0
+    )
+    return Placement(generate=placed, verify=placed, is_shared=True)
 
 
 def balanced(

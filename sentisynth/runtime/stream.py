@@ -1,8 +1,9 @@
 """Stage C as one Ray Data stream: plan, generate, screen, verify, write.
 
 A row of the stream is a unit, from the source to the receipt (or a bundle of units, where they take
-milliseconds); a task is one row in one stage. What Ray makes again after a death is therefore a
-unit, whose bytes are the same each time.
+milliseconds); a task is one row in one pool. What Ray makes again after a death is therefore a
+unit, whose bytes are the same each time. Each stage has a pool of its own, or, where all stages
+share the CPUs, one pool runs them one after the other.
 """
 
 import itertools
@@ -31,7 +32,7 @@ from sentisynth.runtime.actors import (
     Bundle,
     Mailbox,
     Reports,
-    UnitStage,
+    UnitStages,
     finished_units,
     source_row,
 )
@@ -74,12 +75,17 @@ class UnitStream:
         self._watch = ClusterWatch()
         actors = sum(pool.placed.max_actors for pool in pools)
         self._plan = UnitPlan(
-            n_labels=n_labels, size=size, n_workers=actors, done=done, shuffle=shuffle
+            n_labels=n_labels,
+            size=size,
+            n_workers=actors,
+            n_first=pools[0].placed.max_actors,
+            done=done,
+            shuffle=shuffle,
         )
         self._most_restarts = _HOPELESS_RESTARTS * actors
         self.restarts: Counter[str] = Counter()
-        """Actors by stage that Ray started again."""
-        self._restarts_in_vain = 0
+        """Actors by stage that Ray started again; one that runs several counts for each."""
+        self.n_restarts = self._restarts_in_vain = 0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         options = {
             "num_cpus": 0,
@@ -104,8 +110,8 @@ class UnitStream:
             )
             for pool in pools:
                 rows = rows.map_batches(
-                    UnitStage,
-                    fn_constructor_args=(pool.name, pool.build, self._mailbox, self._reports),
+                    UnitStages,
+                    fn_constructor_args=(pool.builds, self._mailbox, self._reports),
                     batch_size=1,  # a bundle; a stage with a GPU has to say it
                     batch_format="pyarrow",
                     num_cpus=pool.placed.cpus,
@@ -245,7 +251,8 @@ class UnitStream:
             if kind == FAILED:
                 self._failed = what
             else:
-                self.restarts[what] += 1
+                self.restarts.update(what)
+                self.n_restarts += 1
                 self._restarts_in_vain += 1
         if self._failed is not None:
             raise self._failed

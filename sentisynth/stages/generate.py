@@ -19,13 +19,15 @@ class Generate:
     """A unit to the table of its candidates."""
 
     def __init__(self, model: Path, config: RunConfig) -> None:
-        torch.set_num_threads(config.synthesis.generate_pool.threads)
+        self._threads = config.synthesis.generate_pool.threads
+        torch.set_num_threads(self._threads)
         with memory_guarded("loading the generator", _REMEDY):
             self._generate = UnitGenerator(model, config)
         self._lowercase = config.data.lowercase
 
     def __call__(self, unit: Unit) -> pa.Table:
         """The candidates of a unit as a `schema.POOL` table, not screened, not scored."""
+        torch.set_num_threads(self._threads)  # the teacher may have others in the same process
         with memory_guarded(f"generation of {unit.size} rows", _REMEDY):
             made = self._generate(unit)
         reasons = [schema.NON_FINITE if text is None else None for text in made.texts]

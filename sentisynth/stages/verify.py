@@ -26,7 +26,8 @@ class Verify:
     """
 
     def __init__(self, model: Path, config: RunConfig) -> None:
-        torch.set_num_threads(config.synthesis.verify_pool.threads)
+        self._threads = config.synthesis.verify_pool.threads
+        torch.set_num_threads(self._threads)
         device = best_device()
         loaded, self._tokenizer = load_verifier(model, len(config.data.labels))
         dtype = inference_dtype(config.synthesis.precision, device)
@@ -48,6 +49,7 @@ class Verify:
                 readable.append(i)
                 ids.append(row)
         pad_id = self._tokenizer.pad_token_id
+        torch.set_num_threads(self._threads)  # the generator may have others in the same process
         with memory_guarded(f"verification of {len(ids)} rows", _REMEDY):
             scored = score(self._model, ids, pad_id=pad_id, tokens_per_batch=self._tokens_per_batch)
         for i, row in zip(readable, scored, strict=True):

@@ -61,14 +61,14 @@ def wait_for_units(run: Path, process: subprocess.Popen, n: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_actors_and_order_change_no_byte(
+def test_placement_and_order_change_no_byte(
     models: Path,
     finished_run: Path,
     quick_overrides: list[str],
     ray_session: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The finished run had one generator; here are two of each, in shuffled order."""
+    """The finished run's actors ran all stages; here are two of each stage, in shuffled order."""
     wanted = digests(finished_run)
     two = ["synthesize", "quickstart", *quick_overrides, *actors(2), "--out", str(models)]
     monkeypatch.setattr(flow, "UnitStream", partial(UnitStream, shuffle=7))

@@ -24,10 +24,23 @@ def nodes(*cpus: float, gpus: float = 0) -> Resources:
 
 @pytest.mark.parametrize("cpus", [1, 2, 8, 64])
 def test_all_stages_fit_on_any_machine_without_a_gpu(cpus: int) -> None:
-    placed = place_stream(SynthesisConfig(), nodes(cpus))
+    shared = place_stream(SynthesisConfig(), nodes(cpus))
+    assert shared.is_shared and shared.generate == shared.verify
+    assert shared.generate.max_actors * shared.generate.cpus <= cpus
+    assert shared.generate.max_actors == cpus and shared.generate.gpus == 0
+    said = SynthesisConfig(generate_pool=PoolConfig(max_actors=cpus))
+    placed = place_stream(said, nodes(cpus))
     total = sum(p.max_actors * p.cpus for p in (placed.generate, placed.verify))
-    assert total + 0.15 <= cpus
-    assert placed.generate.max_actors == cpus and placed.generate.gpus == 0
+    assert not placed.is_shared and total + 0.15 <= cpus
+
+
+def test_actors_that_share_cpus_have_room_for_their_threads() -> None:
+    four = SynthesisConfig(generate_pool=PoolConfig(threads=4))
+    assert place_stream(four, nodes(8, 6)).generate.max_actors == 3
+    assert place_stream(four, nodes(2)).generate.max_actors == 1
+    for cpus in ((8, 6), (2,)):
+        placed = place_stream(four, nodes(*cpus)).generate
+        assert placed.cpus <= min(cpus)
 
 
 def test_one_actor_on_a_large_machine_asks_no_more_than_a_cpu() -> None:
@@ -114,10 +127,10 @@ def test_an_actor_that_does_not_see_its_gpu_says_so(
     monkeypatch.setattr(f"sentisynth.stages.{name}.{name.title()}", lambda *_: None)
     build = partial(getattr(actors, f"build_{name}"), Path("model"), load_config("quickstart", []))
     context.get_accelerator_ids = lambda: {"GPU": []}
-    actors.UnitStage(name, build, None, reports)
+    actors.UnitStages({name: build}, None, reports)
     context.get_accelerator_ids = lambda: {"GPU": ["0"]}
     with pytest.raises(PlacementError, match="was given a GPU and sees none.*driver"):
-        actors.UnitStage(name, build, None, reports)
+        actors.UnitStages({name: build}, None, reports)
     ((kind, error),) = told
     assert kind == actors.FAILED and isinstance(error, PlacementError)
 
