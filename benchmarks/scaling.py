@@ -1,6 +1,7 @@
 """The stream on 1 to 64 GPUs, simulated: how much of them it keeps busy.
 
-    python benchmarks/scaling.py [--gpus 1 8 64] [--generate-s S] [--verify-s S] [--json FILE]
+    python benchmarks/scaling.py [--gpus 1 8 64] [--generate-s S] [--verify-s S] [--own]
+        [--json FILE]
 
 A SIMULATION. Nodes of eight GPUs that do not exist, all on this machine (`ray.cluster_utils`). Each
 GPU is a lock that its generator and its teacher take in turn, in slices of a tenth of a second, for
@@ -8,7 +9,8 @@ as long as a unit would take; what they hand on are distinct texts of 16 random 
 logits. Everything else is the real thing: plan, Ray Data, screens, Parquet files, receipts,
 duplicates, ledger, journal, all on this machine's cores, which a real cluster has more of: how
 busy they were meanwhile, and how much of a core the driver took, is told beside. Ideal are GPUs /
-(generate + verify) units a second.
+(generate + verify) units a second; with `--own`, where generators and teachers have GPUs of their
+own, what the slowest of the two stages does alone.
 """
 
 import argparse
@@ -51,6 +53,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
     parser.add_argument("--generate-s", type=float, default=8.0, help="of a unit, on a GPU")
     parser.add_argument("--verify-s", type=float, default=2.0, help="of a unit, on a GPU")
+    parser.add_argument("--own", action="store_true", help="no generator shares with a teacher")
     parser.add_argument("--unit-size", type=int, default=2048)
     parser.add_argument("--units-a-gpu", type=int, default=8, help="measured, after two more")
     parser.add_argument("--json", type=Path)
@@ -98,8 +101,8 @@ def simulated(gpus: int) -> Iterator[None]:
 
 def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
     """Units in the middle of a stream, once every GPU has had one."""
-    config = load_config("quickstart", [f"synthesis.unit_size={arguments.unit_size}"])
-    unit_s = arguments.generate_s + arguments.verify_s
+    own = [f"synthesis.{pool}_pool.gpus=1" for pool in ("generate", "verify") if arguments.own]
+    config = load_config("quickstart", [f"synthesis.unit_size={arguments.unit_size}", *own])
     warm, wanted = 2 * gpus, arguments.units_a_gpu * gpus
     with tempfile.TemporaryDirectory(prefix="scaling-") as directory, simulated(gpus):
         pool, locks = Path(directory) / "pool", Path(directory)
@@ -122,13 +125,17 @@ def measured(arguments: argparse.Namespace, gpus: int) -> dict[str, Any]:
             if n == warm + wanted:
                 seconds, cpu = time.monotonic() - started, time.process_time() - begun
                 busy = psutil.cpu_percent() / 100
-    rate = wanted / seconds
+    rate, ideal = wanted / seconds, gpus / (arguments.generate_s + arguments.verify_s)
+    if arguments.own:
+        generation = placement.generate.max_actors / arguments.generate_s
+        ideal = min(generation, placement.verify.max_actors / arguments.verify_s)
     row = {
         "gpus": gpus,
+        "generators, teachers": [placement.generate.max_actors, placement.verify.max_actors],
         "units": wanted,
         "units_per_s": rate,
-        "ideal_units_per_s": gpus / unit_s,
-        "efficiency": rate * unit_s / gpus,
+        "ideal_units_per_s": ideal,
+        "efficiency": rate / ideal,
         "candidates_per_s": rate * arguments.unit_size,
         "driver_cpu_ms_a_unit": 1000 * cpu / wanted,
         "driver_busy": cpu / seconds,

@@ -24,8 +24,8 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_write
-from sentisynth.runtime.pools import StreamPool
-from sentisynth.runtime.ray_cluster import PoolPlacement, connected
+from sentisynth.runtime.pools import StreamPool, placed_pools
+from sentisynth.runtime.ray_cluster import cluster_resources, connected, place_stream
 from sentisynth.runtime.stream import UnitStream
 
 WORDS = np.array([f"w{i}" for i in range(20_000)])
@@ -143,15 +143,14 @@ def run_plan(pool: Path, config: RunConfig, candidates: int) -> dict[str, Any]:
 
 
 def free_pools(pool: Path, config: RunConfig) -> list[StreamPool]:
-    """The four stages, of which only the last does its real work."""
-    placed = PoolPlacement(min_actors=1, max_actors=1, cpus=0.2, gpus=0)
+    """The four stages, placed as ever, of which only the last does its real work."""
     builds = {
         "generate": free_generate,
         "screen": free_screen,
         "verify": free_verify,
         "write": partial(build_write, pool, "plan", config.synthesis.screens.near_duplicates),
     }
-    return [StreamPool(builds={name: build}, placed=placed) for name, build in builds.items()]
+    return placed_pools(builds, place_stream(config.synthesis, cluster_resources()))
 
 
 def resume_s(pool: Path, config: RunConfig) -> float:

@@ -16,10 +16,10 @@ class UnitPlan:
 
     Labels take turns. A unit is handed out while its number is below its label's horizon, which
     follows what is missing from the quota, and while few enough are in flight: one a worker, and
-    one that waits for each of the first stage's, or as many as the workers finish in a second. So
-    a worker that has finished goes on at once, and a crash costs what was begun, a unit a worker.
-    Very quick units travel in bundles of a quarter of a second of work, since a task of Ray costs
-    some 20 ms.
+    `n_waiting` or as many as the workers finish in a second more, whichever is more. So that is
+    what a crash can cost, less what was not begun, and yet quick units hide the time that they
+    take from stage to stage. Very quick units travel in bundles of a quarter of a second of work,
+    since a task of Ray costs some 20 ms.
     """
 
     _WINDOW = 16  # units of a label that a shuffled plan draws from
@@ -30,12 +30,12 @@ class UnitPlan:
         n_labels: int,
         size: int,
         n_workers: int,
-        n_first: int,
+        n_waiting: int,
         done: set[Unit],
         shuffle: int | None = None,
     ) -> None:
         self._size, self._done = size, done
-        self._n_workers, self._n_first = n_workers, n_first
+        self._n_workers, self._n_waiting = n_workers, n_waiting
         self._seconds_a_unit = float("inf")
         self._horizons = [0] * n_labels
         self._next = [0] * n_labels
@@ -59,7 +59,7 @@ class UnitPlan:
     def limit(self) -> int:
         """Units that may be in flight now."""
         a_second = self._n_workers / max(self._seconds_a_unit, 1e-3)
-        return self._n_workers + max(self._n_first, min(int(a_second), _MOST_MORE))
+        return self._n_workers + max(self._n_waiting, min(int(a_second), _MOST_MORE))
 
     def hand_out(self) -> list[list[Unit]]:
         """The bundles of units to start now."""

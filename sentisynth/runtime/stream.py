@@ -78,7 +78,7 @@ class UnitStream:
             n_labels=n_labels,
             size=size,
             n_workers=actors,
-            n_first=pools[0].placed.max_actors,
+            n_waiting=actors if len(pools) == 1 else 0,  # those between pools were begun
             done=done,
             shuffle=shuffle,
         )

@@ -12,7 +12,7 @@ SLOW_S = 3600.0  # so that no more are in flight than there are workers
 def planned(
     n_labels: int = 2,
     n_workers: int = 4,
-    n_first: int = 0,
+    n_waiting: int = 0,
     done: tuple[tuple[int, int], ...] = (),
     shuffle: int | None = None,
 ) -> UnitPlan:
@@ -21,7 +21,7 @@ def planned(
         n_labels=n_labels,
         size=10,
         n_workers=n_workers,
-        n_first=n_first,
+        n_waiting=n_waiting,
         done=units,
         shuffle=shuffle,
     )
@@ -116,8 +116,8 @@ def test_as_many_more_are_in_flight_as_the_workers_finish_in_a_second(
             plan.finished(unit, seconds)
 
 
-def test_a_unit_waits_for_each_of_the_first_workers() -> None:
-    plan = planned(n_workers=4, n_first=2)
+def test_units_wait_for_workers_that_finish() -> None:
+    plan = planned(n_workers=4, n_waiting=2)
     plan.want([1000, 1000])
     assert len(handed_out(plan)) == 6
     plan.finished(min(plan.in_flight), SLOW_S)
@@ -184,7 +184,7 @@ def test_a_shuffled_plan_hands_out_the_same_units_in_another_order() -> None:
 @pytest.mark.parametrize("shuffle", [None, 1])
 def test_a_plan_of_millions_costs_no_memory(shuffle: int | None) -> None:
     tracemalloc.start()
-    plan = UnitPlan(n_labels=4, size=256, n_workers=64, n_first=0, done=set(), shuffle=shuffle)
+    plan = UnitPlan(n_labels=4, size=256, n_workers=64, n_waiting=0, done=set(), shuffle=shuffle)
     plan.want([40_000_000 // 256] * 4)
     units = handed_out(plan)
     for unit in units:
