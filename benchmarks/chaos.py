@@ -6,8 +6,8 @@ A several-node Ray cluster on this machine runs `sentisynth synthesize` with tin
 trains first. Workers of every stage, the plan's mailbox, raylets (whole nodes) and the driver get
 SIGKILL at random moments, some of them between the write and the rename of a unit; a driver that
 was hit is started again with the same command. When a run ends it is compared, file by file, with
-the undisturbed one, and the next begins, until there were enough kills. Runs take turns: one has a
-pool of actors for each stage, in the next (and the undisturbed one) each actor runs all stages.
+the undisturbed one, and the next begins, until there were enough kills. Runs take turns: in one
+(and the undisturbed one) each actor runs all stages, the next has a pool of actors for each stage.
 """
 
 import argparse
@@ -42,6 +42,7 @@ TINY = [
 SHARES = {"worker": 0.70, "raylet": 0.12, "driver": 0.10, "before rename": 0.08}
 _NOT_WORKERS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")  # without its agents a raylet ends
 _STUCK_S = 180
+_FEWEST_RUNS = 2  # so that both placements are hit
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Found:
     """What the kills did, over all runs."""
 
     kills: Counter[str] = field(default_factory=Counter)
+    kills_shared: int = 0
     rounds: int = 0
     rows_lost: int = 0
     rows_twice: int = 0
@@ -151,9 +153,12 @@ def torment(
         while found.kills.total() < kills:
             out, trace = work / f"run-{found.rounds}", work / f"trace-{found.rounds}"
             _copy(run, out)
-            placed = [] if found.rounds % 2 else pools(actors)
-            _one_run([*recipe, *placed], out, trace, nodes, choose, found, kills)
+            before, is_shared = found.kills.total(), found.rounds % 2 == 0
+            most = min(kills, before + -(-kills // _FEWEST_RUNS))
+            placed = [] if is_shared else pools(actors)
+            _one_run([*recipe, *placed], out, trace, nodes, choose, found, most)
             found.rounds += 1
+            found.kills_shared += (found.kills.total() - before) * is_shared
             _compare(out, calm, trace, wanted, found)
             shutil.rmtree(out)
             say(f"run {found.rounds}: {found.kills.total()} kills so far, {dict(found.kills)}")
@@ -172,15 +177,16 @@ def _one_run(
     kills: int,
 ) -> None:
     driver = Driver(recipe, out, trace, nodes.address)
-    seen, restarted, moved = 0, False, time.monotonic()
+    seen, newest, restarted, moved = 0, 0, False, time.monotonic()
     while driver.poll() is None:
         if time.monotonic() - moved > _STUCK_S:
             raise SystemExit(f"nothing happened for {_STUCK_S} s:\n{driver.told()}")
         n_units = sum(1 for _ in (out / "pool").glob("label=*/unit-*.parquet"))
+        if n_units > newest:
+            newest, moved = n_units, time.monotonic()
         if n_units <= seen or found.kills.total() >= kills:
             time.sleep(0.1)
             continue
-        moved = time.monotonic()
         if restarted:
             found.resumed_after.append(time.monotonic() - driver.started)
             restarted = False
@@ -202,10 +208,13 @@ def _one_run(
                     continue
                 with suppress(ProcessLookupError):
                     os.kill(choose.choice(workers), signal.SIGKILL)
-            elif not _kill_before_rename(out / "pool", trace, nodes, found):
+            elif not (killed := _kill_before_rename(out / "pool", trace, nodes, found)):
                 continue
+            else:
+                found.kills[kind] += killed - 1
             found.kills[kind] += 1
             say(f"  kill {found.kills.total()}: {kind}")
+        moved = time.monotonic()
     _note_resume(driver, found)
     if driver.wait() != 0:
         raise SystemExit(f"a run failed after {found.kills.total()} kills:\n{driver.told()}")
@@ -215,8 +224,8 @@ def _note_resume(driver: Driver, found: Found) -> None:
     found.resumes += [e["seconds"] for e in driver.events() if e["event"] == "recovered"]
 
 
-def _kill_before_rename(pool: Path, trace: Path, nodes: Nodes, found: Found) -> bool:
-    """SIGKILL the writer while a unit lies beside its name; whether that could be done."""
+def _kill_before_rename(pool: Path, trace: Path, nodes: Nodes, found: Found) -> int:
+    """SIGKILL all writers while a unit lies beside its name; how many there were."""
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         for beside in pool.glob("label=*/.unit-*.tmp"):
@@ -226,9 +235,9 @@ def _kill_before_rename(pool: Path, trace: Path, nodes: Nodes, found: Found) -> 
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
             found.torn_writes += beside.exists()
-            return bool(writers)
+            return len(writers)
         time.sleep(0.0005)
-    return False
+    return 0
 
 
 def _writers(trace: Path) -> set[str]:
@@ -308,6 +317,7 @@ def report(found: Found, seconds: float) -> dict[str, Any]:
     again = {stage: n for stage, n in sorted(found.units_again.items()) if n}
     figures: dict[str, Any] = {
         **{f"kills: {kind}": found.kills[kind] for kind in SHARES},
+        "kills where each actor runs all stages": found.kills_shared,
         "kills": found.kills.total(),
         "of them between write and rename": found.torn_writes,
         "runs": found.rounds,

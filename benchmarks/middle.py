@@ -7,8 +7,9 @@ from typing import Any
 
 from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
+from sentisynth.runtime.placement import place_stream
 from sentisynth.runtime.pools import StreamPool, stream_pools
-from sentisynth.runtime.ray_cluster import cluster_resources, place_stream
+from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.stream import Finished, UnitStream
 
 Texts = tuple[list[str], list[str]]

@@ -37,12 +37,9 @@ from sentisynth.config.load import load_config
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_screen, build_write
+from sentisynth.runtime.placement import place_stream
 from sentisynth.runtime.pools import placed_pools
-from sentisynth.runtime.ray_cluster import (
-    cluster_resources,
-    connected,
-    place_stream,
-)
+from sentisynth.runtime.ray_cluster import cluster_resources, connected
 from sentisynth.runtime.stream import UnitStream
 
 GPUS_A_NODE, SLICE_S = 8, 0.1
@@ -50,7 +47,7 @@ GPUS_A_NODE, SLICE_S = 8, 0.1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64])
+    parser.add_argument("--gpus", type=int, nargs="+", default=[2, 4, 8, 16, 32, 64])
     parser.add_argument("--generate-s", type=float, default=8.0, help="of a unit, on a GPU")
     parser.add_argument("--verify-s", type=float, default=2.0, help="of a unit, on a GPU")
     parser.add_argument("--own", action="store_true", help="no generator shares with a teacher")

@@ -24,8 +24,9 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import build_write
+from sentisynth.runtime.placement import place_stream
 from sentisynth.runtime.pools import StreamPool, placed_pools
-from sentisynth.runtime.ray_cluster import cluster_resources, connected, place_stream
+from sentisynth.runtime.ray_cluster import cluster_resources, connected
 from sentisynth.runtime.stream import UnitStream
 
 WORDS = np.array([f"w{i}" for i in range(20_000)])

@@ -198,8 +198,8 @@ class PoolConfig(Config):
     min_actors: PositiveInt = 1
     """Actors to start with; a pool for which nothing else is set is started whole."""
     max_actors: PositiveInt | None = None
-    """Null: one a GPU of the cluster. Where there is no GPU, one generator a CPU and a teacher for
-    two; if nothing but threads is set for both pools, one actor a CPU runs all stages in turn."""
+    """Null: one a GPU of the cluster; where there is none, as many as the CPUs have threads for.
+    There, pools that are set alike (threads, max_actors) are one: each actor runs all stages."""
     gpus: Annotated[float, Field(ge=0, le=64)] | None = None
     """GPUs of an actor; null, where the cluster has any: 0.6 of one for a generator and 0.4 for a
     teacher, so that each GPU holds one of each; else none."""

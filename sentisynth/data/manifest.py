@@ -71,14 +71,22 @@ def publish(
     }
     manifest["sha256"] = fingerprint(manifest)
     write_json(pool / MANIFEST, manifest)
-    (pool / _ASKED).unlink(missing_ok=True)
+    forget_asked(pool)
     return manifest
 
 
 def remove_leftovers(pool: Path) -> None:
-    """Remove what writers that were killed before the rename have left beside the units."""
-    for leftover in pool.glob("label=*/.unit-*.tmp"):
-        leftover.unlink(missing_ok=True)
+    """Remove what writers that were killed before the rename have left, and drivers that were
+    asking the nodes what they see (`nodes.check_storage`).
+    """
+    for pattern in ("label=*/.unit-*.tmp", ".*.tmp", ".seen-*"):
+        for leftover in pool.glob(pattern):
+            leftover.unlink(missing_ok=True)
+
+
+def forget_asked(pool: Path) -> None:
+    """Remove the note of what was asked for: the manifest tells it."""
+    (pool / _ASKED).unlink(missing_ok=True)
 
 
 def recorded(pool: Path, asked: Asked) -> Asked:
@@ -168,15 +176,15 @@ def check_pool(pool: Path) -> list[str]:
     return problems + _check_ledger(manifest)
 
 
-def check_counts(pool: Path, config: RunConfig) -> list[str]:
+def check_counts(pool: Path, labels: Sequence[str], near_duplicates: float) -> list[str]:
     """Whether the ledger of a whole pool is what its units come to, counted anew in index order."""
     manifest, problems = readable_manifest(pool), []
     assert manifest is not None
-    near, quota = config.synthesis.screens.near_duplicates, manifest["n_per_class"]
-    for label, name in enumerate(config.data.labels):
-        tally = Tally(manifest["tau"], near)
+    quota = manifest["n_per_class"]
+    for label, name in enumerate(labels):
+        tally = Tally(manifest["tau"], near_duplicates)
         try:
-            for _, receipt in read_receipts(pool, manifest, label, near):
+            for _, receipt in read_receipts(pool, manifest, label, near_duplicates):
                 tally.add(receipt)
         except RunDirectoryError as error:
             problems.append(str(error))

@@ -1,5 +1,6 @@
 """A pool at work: what is there, what counts, and what is still wanted."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from sentisynth.data.ledger import Tally
 from sentisynth.data.manifest import (
     MANIFEST,
     Asked,
+    forget_asked,
     note_asked,
     publish,
     readable_manifest,
@@ -156,6 +158,12 @@ class PoolReader:
             and manifest["n_per_class"] >= synthesis.n_per_class
             and (manifest["tau"] != synthesis.tau or manifest["ledger"] == ledger)
         )
+
+    def tidy(self) -> None:
+        """Remove what a command that was killed just after its manifest has left."""
+        if self._published is not None and self._published["asked"] == asdict(self.asked):
+            forget_asked(self._pool)
+            self.journal.clear()
 
     def withdraw(self) -> None:
         """Take the manifest back, as units are to be made; what it was asked for stays known."""

@@ -3,13 +3,14 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentisynth import schema
 from sentisynth.config.load import read_any_config
-from sentisynth.config.types import RunConfig
+from sentisynth.config.types import RunConfig, ScreensConfig
 from sentisynth.data.manifest import check_counts, check_pool, readable_manifest
 from sentisynth.data.run_directory import STAGES, RunDirectory
 from sentisynth.data.storage import answering
@@ -55,7 +56,8 @@ def _check(directory: RunDirectory) -> list[str]:
         return problems if made else [*problems, f"{path} has no finished model yet"]
     if directory.pool.is_dir():
         found = check_pool(directory.pool)
-        problems += found or check_counts(directory.pool, config)
+        near = _near_duplicates(directory, config)
+        problems += found or check_counts(directory.pool, config.data.labels, near)
         problems += _check_plan(directory)
     if (path / "dataset").is_dir():
         problems += _check_dataset(directory, config)
@@ -71,6 +73,15 @@ def _check_stage(directory: RunDirectory, name: str) -> list[str]:
         return directory.damage(name)
     except RunDirectoryError as error:
         return [str(error)]
+
+
+def _near_duplicates(directory: RunDirectory, config: RunConfig) -> float:
+    """What the pool was made with: config.yaml may have been given another value since."""
+    stamp: Any = directory.readable_stamp("pool")
+    try:
+        return ScreensConfig(**stamp["synthesis"]["screens"]).near_duplicates
+    except (KeyError, TypeError, ValueError):  # told as damage
+        return config.synthesis.screens.near_duplicates
 
 
 def _check_plan(directory: RunDirectory) -> list[str]:

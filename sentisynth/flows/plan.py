@@ -12,16 +12,14 @@ from sentisynth.models.classifier import (
 )
 from sentisynth.models.devices import DeviceFacts, device_facts
 from sentisynth.models.loading import resolve_config
-from sentisynth.runtime.ray_cluster import (
+from sentisynth.runtime.placement import (
     Placement,
     PoolPlacement,
     Resources,
-    cluster_resources,
-    connected,
-    facts_of_an_actor,
     place_stream,
     place_training,
 )
+from sentisynth.runtime.ray_cluster import cluster_resources, connected, facts_of_an_actor
 from sentisynth.training.jobs import ARMS
 from sentisynth.training.memory import RUNTIME_BYTES, Footprint, Shape, footprint, shape_of
 

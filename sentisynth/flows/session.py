@@ -25,13 +25,8 @@ from sentisynth.errors import ConfigError, RunDirectoryError
 from sentisynth.flows.console import Console
 from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.nodes import check_storage, gather
-from sentisynth.runtime.ray_cluster import (
-    Placement,
-    cluster_resources,
-    connected,
-    facts_of_an_actor,
-    place_stream,
-)
+from sentisynth.runtime.placement import Placement, place_stream
+from sentisynth.runtime.ray_cluster import cluster_resources, connected, facts_of_an_actor
 from sentisynth.runtime.tracking import StageLog, Tracker
 from sentisynth.seeding import fingerprint
 

@@ -24,13 +24,9 @@ from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_generator
 from sentisynth.models.classifier import check_verifier
 from sentisynth.runtime.nodes import check_storage, wait_for_room
+from sentisynth.runtime.placement import Placement, balanced
 from sentisynth.runtime.pools import stream_pools
-from sentisynth.runtime.ray_cluster import (
-    Placement,
-    balanced,
-    cluster_resources,
-    facts_of_an_actor,
-)
+from sentisynth.runtime.ray_cluster import cluster_resources, facts_of_an_actor
 from sentisynth.runtime.stream import Finished, UnitStream
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.watch import ClusterChangedError, UnbalancedError
@@ -70,6 +66,8 @@ def fill_pool(session: Session) -> None:
     if done or reader.n_damaged:
         _tell_recovered(session, reader, len(done), time.monotonic() - started)
     if reader.is_published:
+        with _answering(pool):
+            reader.tidy()
         session.console.skipped(title)
         return
     with session.stage("pool", title) as log:

@@ -14,7 +14,8 @@ from sentisynth.config.outside import ClusterConfig
 from sentisynth.config.types import RunConfig
 from sentisynth.data.storage import answering, is_remote
 from sentisynth.errors import PlacementError, RunDirectoryError
-from sentisynth.runtime.ray_cluster import Placement, cluster_resources, place_stream
+from sentisynth.runtime.placement import Placement, place_stream
+from sentisynth.runtime.ray_cluster import cluster_resources
 
 _TICK_S = 2.0
 _ANSWER_S = 60.0  # that a node may take to start a process and look

@@ -16,7 +16,7 @@ from sentisynth.runtime.actors import (
     build_verify,
     build_write,
 )
-from sentisynth.runtime.ray_cluster import SCREEN_CPUS, WRITE_CPUS, Placement, PoolPlacement
+from sentisynth.runtime.placement import SCREEN_CPUS, WRITE_CPUS, Placement, PoolPlacement
 
 _GENERATORS_A_HELPER = 16  # that one process which screens, or writes, keeps up with
 

@@ -1,21 +1,19 @@
-"""Connecting to Ray, and where the stages of the stream go on it."""
+"""Connecting to Ray, and what it has."""
 
-import dataclasses
 import logging
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import ray
 
 from sentisynth import signals
-from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
 from sentisynth.runtime.leaving import workers_ended
+from sentisynth.runtime.placement import PoolPlacement, Resources
 
 if TYPE_CHECKING:
     from sentisynth.models.devices import DeviceFacts
@@ -27,14 +25,6 @@ _LOCAL = {  # nobody reads the reports of a session without a dashboard
     "RAY_metrics_report_interval_ms": "3600000",
     "GLOO_SOCKET_IFNAME": "lo",
 }
-SCREEN_CPUS = 0.1
-WRITE_CPUS = 0.05
-_MOST_CPUS_BESIDE_A_GPU = 4
-# Of a GPU that generator and teacher share: two generators do not fit on one, and once they are
-# placed, two teachers do not either. Halves would be filled by two of a kind.
-_SHARES_OF_A_GPU = (0.6, 0.4)
-_FIRST_GUESS, _ABOUT = 0.75, 0.2  # of GPUs for generation, until its pace is known
-_SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 
 
 @contextmanager
@@ -100,68 +90,6 @@ def _native_notes_hidden() -> Iterator[None]:
         os.close(null)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PoolPlacement:
-    """What Ray is asked for: `min_actors` to `max_actors`, each with these CPUs and GPUs."""
-
-    min_actors: int
-    max_actors: int
-    cpus: float
-    gpus: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where generation and verification run."""
-
-    generate: PoolPlacement
-    verify: PoolPlacement
-    is_shared: bool = False
-    """One pool of actors (both are the same) runs all stages of a unit, one after the other."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What a cluster has: CPUs and GPUs of each node."""
-
-    node_cpus: tuple[float, ...]
-    node_gpus: tuple[float, ...]
-
-    @property
-    def cpus(self) -> float:
-        """CPUs of all nodes."""
-        return sum(self.node_cpus)
-
-    @property
-    def gpus(self) -> float:
-        """GPUs of all nodes."""
-        return sum(self.node_gpus)
-
-    @property
-    def cpus_a_gpu(self) -> float:
-        """CPUs beside a GPU, where there are fewest; of all where there is no GPU."""
-        nodes = zip(self.node_cpus, self.node_gpus, strict=True)
-        return min((cpus / gpus for cpus, gpus in nodes if gpus), default=self.cpus)
-
-    @property
-    def without_gpus(self) -> "Resources":
-        """The CPUs alone."""
-        return Resources(node_cpus=self.node_cpus, node_gpus=tuple(0.0 for _ in self.node_gpus))
-
-    @property
-    def told(self) -> str:
-        """In words."""
-        gpus = f" and {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{len(self.node_cpus)} nodes with {self.cpus:g} CPUs{gpus}"
-
-    def holds(self, cpus: float, gpus: float) -> bool:
-        """Whether one node is large enough for an actor with these."""
-        return any(
-            cpus <= own_cpus and gpus <= own_gpus
-            for own_cpus, own_gpus in zip(self.node_cpus, self.node_gpus, strict=True)
-        )
-
-
 def cluster_resources() -> Resources:
     """Of the Ray session that this process is connected to."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -191,172 +119,3 @@ def facts_of_an_actor(placed: PoolPlacement) -> "DeviceFacts":
         return ray.get(ask.remote())
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
-
-
-def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
-    """Fit both pools on a cluster's CPUs and GPUs. Raises PlacementError if it never can.
-
-    On CPUs, an actor a CPU runs all stages, so that none waits for another; pools that the
-    configuration sets have actors of their own. On GPUs, each has an actor on every GPU.
-    """
-    _refuse_empty(resources)
-    if _share_cpus(config, resources):
-        return _on_cpus(config, resources)
-    cpus, gpus = resources.cpus, resources.gpus
-    spare = cpus - SCREEN_CPUS - WRITE_CPUS
-    wanted = [config.generate_pool, config.verify_pool]
-    names = ["synthesis.generate_pool", "synthesis.verify_pool"]
-    placed = [
-        _place_pool(pool, resources, n, share)
-        for pool, n, share in zip(wanted, (1.0, 0.5), _SHARES_OF_A_GPU, strict=True)
-    ]
-    if _have_own_gpus(config, placed):
-        placed = _shared_out(placed, gpus, _FIRST_GUESS)
-    for name, pool in zip(names, placed, strict=True):
-        if not resources.holds(pool.cpus, pool.gpus):
-            raise PlacementError(
-                f"an actor of {name} needs {pool.cpus:g} cpus and {pool.gpus:g} gpus on one node, "
-                f"and no node of the cluster has them; lower {name}.cpus or {name}.gpus"
-            )
-    for kind, total in (("cpus", spare), ("gpus", gpus)):
-        needed = sum(p.min_actors * getattr(p, kind) for p in placed)
-        if needed > total + 1e-9:
-            raise PlacementError(
-                f"{names[0]} and {names[1]} need {needed:g} {kind} at their smallest, the cluster "
-                f"has {total:g} for them; lower min_actors or {kind}, or add nodes"
-            )
-    return Placement(generate=placed[0], verify=placed[1])
-
-
-def _share_cpus(config: SynthesisConfig, resources: Resources) -> bool:
-    """Whether there is no GPU, and nobody said where generators and teachers go."""
-    pools = (config.generate_pool, config.verify_pool)
-    return not resources.gpus and all(pool == PoolConfig(threads=pool.threads) for pool in pools)
-
-
-def _on_cpus(config: SynthesisConfig, resources: Resources) -> Placement:
-    threads = max(config.generate_pool.threads, config.verify_pool.threads)
-    actors = max(1, int(sum(cpus // threads for cpus in resources.node_cpus)))
-    share = _SHARE_OF_CPUS * min(resources.cpus / actors, threads)
-    placed = PoolPlacement(
-        min_actors=actors, max_actors=actors, cpus=max(0.01, round(share, 2)), gpus=0
-    )
-    return Placement(generate=placed, verify=placed, is_shared=True)
-
-
-def balanced(
-    config: SynthesisConfig, placement: Placement, resources: Resources, seconds: dict[str, float]
-) -> Placement | None:
-    """Sizes of pools that have GPUs of their own, so that neither waits for the other: actors in
-    proportion to the seconds that a unit takes in each. None if that is about what they have.
-    """
-    pools = [placement.generate, placement.verify]
-    if not _have_own_gpus(config, pools):
-        return None
-    share = seconds["generate"] / (seconds["generate"] + seconds["verify"])
-    generate, verify = _shared_out(pools, resources.gpus, share)
-    if abs(generate.max_actors - placement.generate.max_actors) < _ABOUT * generate.max_actors:
-        return None
-    return Placement(generate=generate, verify=verify)
-
-
-def _have_own_gpus(config: SynthesisConfig, placed: Sequence[PoolPlacement]) -> bool:
-    """Whether generators and teachers do not share GPUs, and nobody said how many of each."""
-    wanted = (config.generate_pool, config.verify_pool)
-    is_open = all(pool.max_actors is None and pool.min_actors == 1 for pool in wanted)
-    return is_open and all(p.gpus for p in placed) and sum(p.gpus for p in placed) > 1
-
-
-def _shared_out(placed: Sequence[PoolPlacement], gpus: float, share: float) -> list[PoolPlacement]:
-    """A share of the GPUs for the first pool, the rest for the second, at least an actor each."""
-    first, second = placed
-    own = max(1, min(round(gpus * share / first.gpus), int((gpus - second.gpus) / first.gpus)))
-    rest = max(1, int((gpus - own * first.gpus) / second.gpus))
-    return [
-        dataclasses.replace(pool, min_actors=n, max_actors=n)
-        for pool, n in ((first, own), (second, rest))
-    ]
-
-
-def _place_pool(
-    pool: PoolConfig, resources: Resources, actors_a_cpu: float, share_of_a_gpu: float
-) -> PoolPlacement:
-    cpus, gpus = resources.cpus, resources.gpus
-    own_gpus = pool.gpus if pool.gpus is not None else (share_of_a_gpu if gpus else 0.0)
-    if own_gpus:
-        most = pool.max_actors or max(pool.min_actors, int(gpus))
-        share = _SHARE_OF_CPUS * resources.cpus_a_gpu / 2
-    else:
-        most = pool.max_actors or max(pool.min_actors, int(cpus * actors_a_cpu), 1)
-        share = _SHARE_OF_CPUS * cpus / (2 * most)
-    own_cpus = pool.cpus if pool.cpus is not None else max(0.01, round(min(share, 1.0), 2))
-    # a pool that is sized by the cluster alone is started whole; another one grows
-    is_sized_here = pool.max_actors is None and pool.cpus is None and pool.gpus is None
-    least = most if is_sized_here else pool.min_actors
-    return PoolPlacement(min_actors=least, max_actors=most, cpus=own_cpus, gpus=own_gpus)
-
-
-def _refuse_empty(resources: Resources) -> None:
-    """Raise PlacementError where there is a head alone, on which no stage runs."""
-    if not resources.cpus:
-        raise PlacementError(
-            "the cluster has no CPU for the stages: a head alone, whose workers are not there; "
-            "give cluster.gpus=N to ask for GPU nodes and wait for them, or cluster.nodes=N"
-        )
-
-
-def place_training(config: TrainConfig, resources: Resources) -> dict[str, float]:
-    """CPUs and GPUs of one training worker. Raises PlacementError if they are not there."""
-    _refuse_empty(resources)
-    own_gpus = config.gpus_per_worker
-    if own_gpus is None:
-        own_gpus = 1.0 if resources.gpus else 0.0
-    if own_gpus * config.workers > resources.gpus:
-        raise PlacementError(
-            f"{config.workers} training workers with {own_gpus:g} GPUs each need "
-            f"{own_gpus * config.workers:g} GPUs, the cluster has {resources.gpus:g}; lower "
-            f"train.workers or train.gpus_per_worker"
-        )
-    if config.workers > config.batch_size:
-        raise PlacementError(
-            f"{config.workers} training workers cannot share batches of {config.batch_size} rows; "
-            f"lower train.workers or raise train.batch_size"
-        )
-    if config.workers > sum(int(cpus) for cpus in resources.node_cpus):
-        raise PlacementError(
-            f"{config.workers} training workers need a CPU each, the cluster has "
-            f"{resources.cpus:g}; lower train.workers"
-        )
-    if _slots(resources, 1, own_gpus) < config.workers:
-        raise PlacementError(
-            f"{config.workers} workers of a CPU and {own_gpus:g} GPUs each do not fit on "
-            f"the nodes, which hold {_slots(resources, 1, own_gpus)}; lower train.workers or "
-            f"train.gpus_per_worker"
-        )
-    own_cpus = 1
-    while _slots(resources, own_cpus + 1, own_gpus) >= config.workers:
-        own_cpus += 1
-    return {
-        "CPU": min(own_cpus, _MOST_CPUS_BESIDE_A_GPU) if own_gpus else own_cpus,
-        "GPU": own_gpus,
-    }
-
-
-def place_training_on_a_node(config: TrainConfig, resources: Resources) -> dict[str, float]:
-    """As `place_training`, on the node with the most GPUs, then CPUs, alone."""
-    gpus, cpus = max(zip(resources.node_gpus, resources.node_cpus, strict=True))
-    try:
-        return place_training(config, Resources(node_cpus=(cpus,), node_gpus=(gpus,)))
-    except PlacementError as error:
-        raise PlacementError(
-            f"{error}; of a run in an object store all workers are on one node, on a file system "
-            f"that all nodes share they may be on several"
-        ) from None
-
-
-def _slots(resources: Resources, cpus: float, gpus: float) -> int:
-    """How many processes with these fit on the nodes."""
-    return sum(
-        int(min(own_cpus // cpus, (own_gpus + 1e-9) // gpus if gpus else own_cpus))
-        for own_cpus, own_gpus in zip(resources.node_cpus, resources.node_gpus, strict=True)
-    )

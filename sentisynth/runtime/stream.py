@@ -259,8 +259,9 @@ class UnitStream:
         if self._restarts_in_vain > self._most_restarts:
             raise PlacementError(
                 f"actors ended and were started again {self._restarts_in_vain} times and finished "
-                f"no unit meanwhile ({dict(self.restarts)}); a likely cause is memory: lower "
-                f"synthesis.unit_size or the pools' max_actors"
+                f"no unit meanwhile ({', '.join(self.restarts)}); a likely cause is memory: lower "
+                f"synthesis.unit_size, or max_actors of both synthesis.generate_pool and "
+                f"synthesis.verify_pool"
             )
 
 

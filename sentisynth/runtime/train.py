@@ -26,11 +26,8 @@ from sentisynth.errors import SentisynthError, TrainingError
 from sentisynth.models.devices import check_gpu, memory_guarded
 from sentisynth.runtime.actors import Reports
 from sentisynth.runtime.leaving import leave_in_time
-from sentisynth.runtime.ray_cluster import (
-    cluster_resources,
-    place_training,
-    place_training_on_a_node,
-)
+from sentisynth.runtime.placement import place_training, place_training_on_a_node
+from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.loop import Report
 

@@ -18,7 +18,7 @@ from sentisynth.config.types import RunConfig
 from sentisynth.errors import SentisynthError
 from sentisynth.models.devices import check_gpu
 from sentisynth.runtime.leaving import leave_in_time
-from sentisynth.runtime.ray_cluster import Resources
+from sentisynth.runtime.placement import Resources
 from sentisynth.seeding import derive_seed
 from sentisynth.training.trials import Trial, TrialRunner
 

@@ -2,7 +2,8 @@
 
 import time
 
-from sentisynth.runtime.ray_cluster import Placement, cluster_resources
+from sentisynth.runtime.placement import Placement
+from sentisynth.runtime.ray_cluster import cluster_resources
 
 _SHORTEST_PATIENCE_S = 30.0  # without a unit, once nodes are lost
 _LONGEST_PATIENCE_S = 600.0

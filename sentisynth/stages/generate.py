@@ -12,7 +12,10 @@ from sentisynth.data.units import Unit
 from sentisynth.generation.engine import UnitGenerator
 from sentisynth.models.devices import memory_guarded
 
-_REMEDY = "lower synthesis.unit_size, or give actors more (generate_pool.gpus, max_actors)"
+_REMEDY = (
+    "lower synthesis.unit_size, or give actors more (generate_pool.gpus; on CPUs a smaller "
+    "max_actors of both pools)"
+)
 
 
 class Generate:

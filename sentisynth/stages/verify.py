@@ -14,7 +14,9 @@ from sentisynth.models.devices import best_device, inference_dtype, memory_guard
 from sentisynth.models.inference import lay_out
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
-_REMEDY = "give actors more (synthesis.verify_pool.gpus, max_actors)"
+_REMEDY = (
+    "give actors more (synthesis.verify_pool.gpus; on CPUs a smaller max_actors of both pools)"
+)
 _LOG = logging.getLogger(__name__)
 
 

@@ -20,13 +20,33 @@ def rewritten(pool: Path, **changes: Any) -> None:
     assert read_manifest(pool) == manifest and check_pool(pool) == []
 
 
+def counts(pool: Path, config: RunConfig) -> list[str]:
+    return check_counts(pool, config.data.labels, config.synthesis.screens.near_duplicates)
+
+
+def test_what_a_killed_driver_left_goes_with_the_next_command(
+    finished: Path, config: RunConfig
+) -> None:
+    names = {path.name for path in finished.iterdir()}
+    for left in (".manifest.json.0a1b2c3d.tmp", ".seen-0a1b2c3d"):
+        (finished / left).write_text("half")
+    manifest = read_manifest(finished)
+    assert manifest is not None
+    (finished / "asked.json").write_text(json_text(manifest["asked"]))
+    assert len(check_pool(finished)) == 2
+    reader = recovered(finished, config)
+    assert reader.is_published
+    reader.tidy()
+    assert check_pool(finished) == [] and {path.name for path in finished.iterdir()} == names
+
+
 def test_the_ledger_of_a_pool_is_that_of_its_units(finished: Path, config: RunConfig) -> None:
-    assert check_counts(finished, config) == []
+    assert counts(finished, config) == []
     ledger = json.loads((finished / MANIFEST).read_text())["ledger"]
     entry = ledger["negative"]
     moved = {**entry, "accepted": 0, "below_tau": entry["below_tau"] + entry["accepted"]}
     rewritten(finished, ledger={**ledger, "negative": moved})
-    (told,) = check_counts(finished, config)
+    (told,) = counts(finished, config)
     assert "the ledger of class negative says" in told
 
 
@@ -34,7 +54,7 @@ def test_units_of_another_plan_than_the_manifests_are_told(
     finished: Path, config: RunConfig
 ) -> None:
     rewritten(finished, plan="0" * 64)
-    assert "unit-000000.parquet is missing or damaged" in check_counts(finished, config)[0]
+    assert "unit-000000.parquet is missing or damaged" in counts(finished, config)[0]
 
 
 def test_a_hole_is_told(finished: Path, config: RunConfig) -> None:
@@ -44,12 +64,12 @@ def test_a_hole_is_told(finished: Path, config: RunConfig) -> None:
     gone.path(finished).unlink()
     del files[gone.name]
     rewritten(finished, files={**files, receipt.unit.name: receipt.sha256})
-    assert "leaves out label=0/unit-000001.parquet" in check_counts(finished, config)[0]
+    assert "leaves out label=0/unit-000001.parquet" in counts(finished, config)[0]
 
 
 def test_a_quota_that_was_not_kept_is_told(finished: Path, config: RunConfig) -> None:
     rewritten(finished, n_per_class=1000)
-    assert [told.split(" has ")[0] for told in check_counts(finished, config)] == [
+    assert [told.split(" has ")[0] for told in counts(finished, config)] == [
         "class negative",
         "class positive",
     ]

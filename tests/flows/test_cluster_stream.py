@@ -36,8 +36,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def larger(quick_overrides: list[str]) -> list[str]:
-    wanted = [o for o in quick_overrides if "generate_pool" not in o]
-    return [*wanted, "synthesis.n_per_class=200", "synthesis.max_candidates_per_class=3200"]
+    return [*quick_overrides, "synthesis.n_per_class=200", "synthesis.max_candidates_per_class=3200"]
 
 
 @pytest.fixture

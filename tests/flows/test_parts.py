@@ -13,7 +13,7 @@ from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.parts import plan_parts, refuse_other_machines
 from sentisynth.flows.session import versions
 from sentisynth.models.devices import DeviceFacts
-from sentisynth.runtime.ray_cluster import Placement, PoolPlacement
+from sentisynth.runtime.placement import Placement, PoolPlacement
 from tests.conftest import RESOURCES
 
 

@@ -92,6 +92,6 @@ def test_nothing_is_lost_or_made_twice_when_ten_things_are_killed(
     )
     assert done.returncode == 0, done.stderr[-3000:]
     figures = json.loads(json_file.read_text())
-    assert figures["kills"] >= 10
+    assert figures["kills"] >= 10 > figures["kills where each actor runs all stages"] > 0
     assert figures["rows lost"] == figures["rows twice"] == 0
     assert figures["files that differ from the undisturbed run"] == 0

@@ -9,7 +9,7 @@ from sentisynth.config.outside import ClusterConfig
 from sentisynth.errors import PlacementError
 from sentisynth.flows.session import Workplace
 from sentisynth.runtime import nodes
-from sentisynth.runtime.ray_cluster import Resources
+from sentisynth.runtime.placement import Resources
 
 
 @pytest.fixture

@@ -1,20 +1,8 @@
-from functools import partial
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
-
 import pytest
 
-from sentisynth.config.load import load_config
 from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
 from sentisynth.errors import PlacementError
-from sentisynth.runtime import actors
-from sentisynth.runtime.ray_cluster import (
-    Resources,
-    balanced,
-    place_stream,
-    place_training,
-)
+from sentisynth.runtime.placement import Resources, balanced, place_stream, place_training
 
 
 def nodes(*cpus: float, gpus: float = 0) -> Resources:
@@ -30,17 +18,25 @@ def test_all_stages_fit_on_any_machine_without_a_gpu(cpus: int) -> None:
     assert shared.generate.max_actors == cpus and shared.generate.gpus == 0
     said = SynthesisConfig(generate_pool=PoolConfig(max_actors=cpus))
     placed = place_stream(said, nodes(cpus))
+    few = PoolConfig(max_actors=1)
+    one = place_stream(SynthesisConfig(generate_pool=few, verify_pool=few), nodes(cpus))
+    assert one.is_shared and one.generate.max_actors == 1
     total = sum(p.max_actors * p.cpus for p in (placed.generate, placed.verify))
     assert not placed.is_shared and total + 0.15 <= cpus
 
 
 def test_actors_that_share_cpus_have_room_for_their_threads() -> None:
-    four = SynthesisConfig(generate_pool=PoolConfig(threads=4))
-    assert place_stream(four, nodes(8, 6)).generate.max_actors == 3
-    assert place_stream(four, nodes(2)).generate.max_actors == 1
-    for cpus in ((8, 6), (2,)):
-        placed = place_stream(four, nodes(*cpus)).generate
-        assert placed.cpus <= min(cpus)
+    pool = PoolConfig(threads=4)
+    four = SynthesisConfig(generate_pool=pool, verify_pool=pool)
+    for cpus, n in (((8, 6), 3), ((2,), 1), ((2, 2, 2), 1), ((0.5, 0.5), 1), ((3, 9), 2)):
+        placed = place_stream(four, nodes(*cpus))
+        assert placed.is_shared and placed.generate.max_actors == n
+        assert nodes(*cpus).holds(placed.generate.cpus, 0)
+
+
+def test_stages_with_other_threads_than_each_other_have_actors_of_their_own() -> None:
+    placed = place_stream(SynthesisConfig(verify_pool=PoolConfig(threads=4)), nodes(8))
+    assert not placed.is_shared and placed.generate.max_actors == 8
 
 
 def test_one_actor_on_a_large_machine_asks_no_more_than_a_cpu() -> None:
@@ -110,29 +106,6 @@ def test_a_head_alone_is_told_to_ask_for_nodes() -> None:
         place_training(TrainConfig(), nodes(0))
     with pytest.raises(PlacementError, match="give cluster.gpus=N"):
         place_stream(SynthesisConfig(), nodes(0))
-
-
-@pytest.mark.parametrize("name", ["generate", "verify"])
-def test_an_actor_that_does_not_see_its_gpu_says_so(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[Any] = []
-    reports = SimpleNamespace(add=SimpleNamespace(remote=told.append))
-    context = SimpleNamespace(was_current_actor_reconstructed=False)
-    monkeypatch.setattr(actors.ray, "get_runtime_context", lambda: context)
-    monkeypatch.setattr(actors.ray, "get", lambda sent: sent)
-    monkeypatch.setattr(actors.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(actors, "leave_in_time", lambda: None)  # this process is pytest's
-    monkeypatch.setattr(f"sentisynth.stages.{name}.{name.title()}", lambda *_: None)
-    build = partial(getattr(actors, f"build_{name}"), Path("model"), load_config("quickstart", []))
-    context.get_accelerator_ids = lambda: {"GPU": []}
-    actors.UnitStages({name: build}, None, reports)
-    context.get_accelerator_ids = lambda: {"GPU": ["0"]}
-    with pytest.raises(PlacementError, match="was given a GPU and sees none.*driver"):
-        actors.UnitStages({name: build}, None, reports)
-    ((kind, error),) = told
-    assert kind == actors.FAILED and isinstance(error, PlacementError)
 
 
 def test_training_takes_a_gpu_where_there_is_one() -> None:
