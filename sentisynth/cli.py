@@ -165,7 +165,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from sentisynth.flows.console import Console
     from sentisynth.flows.pipeline import opened
     from sentisynth.flows.sweep import run_sweep
-    from sentisynth.flows.sweep_plan import plan_sweep
+    from sentisynth.flows.sweep_plan import plan_sweep, refuse_store
 
     chosen = dict(_SWEEP_OPTIONS)
     chosen |= {o.partition("=")[0]: parse_value(o.partition("=")[2]) for o in options}
@@ -176,6 +176,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         **chosen,
     )
+    refuse_store(arguments.out)
     out = _out(arguments, config.name)
     console = Console(arguments.progress)
     with opened(config, out, console, "sweep", arguments.overwrite) as session:
@@ -195,6 +196,9 @@ def _submit(arguments: argparse.Namespace) -> int:
     options += ["--overwrite"] if arguments.overwrite else []
     config: NamedConfig
     if arguments.inner == "sweep":
+        from sentisynth.flows.sweep_plan import refuse_store
+
+        refuse_store(arguments.out)
         command = ["sweep", arguments.kind]
         own, dims, rest = _sweep_overrides(arguments)
         options = [*own, *dims, "--seeds", ",".join(map(str, arguments.seeds)), *options]

@@ -19,6 +19,8 @@ from mlflow import MlflowClient
 from sentisynth.cli import main
 from sentisynth.config.load import load_config
 from sentisynth.config.outside import without_secrets
+from sentisynth.config.pretrain import TextConfig
+from sentisynth.data.documents import read_documents
 from sentisynth.data.manifest import read_manifest
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.sources import read_rows
@@ -193,8 +195,14 @@ def test_links_out_of_the_run_directory_are_not_followed(
     path = tmp_path / "run" / link
     path.parent.mkdir(parents=True)
     path.symlink_to(outside if link == "pool" else outside / "file")
-    told = refused(["teacher", "quickstart", "--out", str(tmp_path / "run")], capsys)
-    assert "outside of the run directory" in told
+    run = str(tmp_path / "run")
+    for command in (
+        ["teacher", "quickstart", "--out", run],
+        ["preview", "quickstart", "--out", run],
+        ["report", run],
+        ["check", run],
+    ):
+        assert "outside of the run directory" in refused(command, capsys)
     assert [p.name for p in outside.iterdir()] == ["file"]
     assert (outside / "file").read_text() == "precious"
 
@@ -383,6 +391,13 @@ def test_a_corpus_that_unfolds_without_end_is_refused(
     bomb(tmp_path / "empty.parquet", "", 2_000_000)
     with pytest.raises(DataError, match="holds more than 16,777,216 bytes"):
         read_rows(str(tmp_path / "empty.parquet"), data)
+    monkeypatch.setattr("sentisynth.data.documents._MOST_BYTES", 2**24)
+    corpus = TextConfig(source=str(tmp_path / "many.parquet"))
+    with pytest.raises(DataError, match="holds more than 16,777,216 bytes; no text of that"):
+        list(read_documents(corpus))
+    (tmp_path / "line.txt").write_text("x" * (2**24 + 1))
+    with pytest.raises(DataError, match="line 1 has more than 16,777,216 characters"):
+        next(read_documents(TextConfig(source=str(tmp_path / "line.txt"))))
     for texts, labels in (
         (pa.array([b"x" * 4096] * 2**14, pa.binary(4096)), ["0"] * 2**14),
         (["good"] * 2**14, pa.array([["0"] * 4096] * 2**14)),

@@ -8,14 +8,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.dataset
+import pyarrow.parquet as pq
 
 from sentisynth.config.pretrain import TextConfig
+from sentisynth.data.parquet import pieces
 from sentisynth.data.text import clean
 from sentisynth.errors import DataError
 
 FORMATS = (".parquet", ".jsonl", ".txt")
-_PIECE = 1024  # rows read at once
+_PIECE = 256  # rows read at once
+_LONGEST = 2**24  # bytes of a document
+_MOST_BYTES, _UNFOLDED = 2**31, 50  # of a file, and times its own size: text shrinks to a tenth
 # a word before "n't", a contraction, a word, three dots, or one mark
 WORDS = r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|d|m|re|ve|ll|S|D|M|RE|VE|LL)\b|\w+|\.\.\.|[^\w\s]"
 _WORDS = re.compile(WORDS)
@@ -62,13 +65,24 @@ def read_documents(config: TextConfig) -> Iterator[str]:
 
 def _texts(path: Path, config: TextConfig) -> Iterator[str | None]:
     if path.suffix == ".parquet":
-        table = pa.dataset.dataset(path, format="parquet")
-        _check_column(path, table.schema.names, config)
-        for batch in table.to_batches(columns=[config.text_column], batch_size=_PIECE):
-            yield from batch[config.text_column].cast(pa.string()).to_pylist()
+        _check_column(path, pq.read_schema(path).names, config)
+        for piece in pieces(
+            path,
+            [config.text_column],
+            rows=_PIECE,
+            longest=_LONGEST,
+            most=max(_MOST_BYTES, _UNFOLDED * path.stat().st_size),
+            remedy="no text of that size makes so small a file: look at what it holds",
+        ):
+            yield from piece.column(0).cast(pa.string()).to_pylist()
         return
     with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
+        lines = iter(lambda: stream.readline(_LONGEST + 1), "")
+        for number, line in enumerate(lines, start=1):
+            if len(line) > _LONGEST:
+                raise DataError(
+                    f"{path}, line {number} has more than {_LONGEST:,} characters; cut it"
+                )
             yield line if path.suffix == ".txt" else _of_json(path, number, line, config)
 
 

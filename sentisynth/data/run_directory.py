@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from sentisynth.seeding import fingerprint
 
 LOCK = ".lock"
 _STAMP, _CARD = STAMP, "README.md"
-_FILES = ("config.yaml", "metrics.json", "report.html", "mlflow.json")
+_FILES = ("config.yaml", "metrics.json", "report.html")
+_PENDING = "mlflow-pending-*.jsonl"
+_RECORDS = ("mlflow.json", _PENDING)
 STAGES = (
     *("corpus", "teacher", "generator", "dataset", "student_labels", "student_real", "student"),
     *("tokenizer", "rows", "embeddings", "start", "model"),  # of a pretraining
@@ -76,9 +78,10 @@ class RunDirectory:
             for name in STAGES:
                 if (self.uri / name / _STAMP).is_file():
                     download(self.uri / name, self.path / name)
-            for name in _FILES:
-                if (self.uri / name).is_file():
-                    write_bytes(self.path / name, (self.uri / name).read_bytes())
+            found = [self.uri / name for name in _FILES if (self.uri / name).is_file()]
+            found += [path for pattern in _RECORDS for path in self.uri.glob(pattern)]
+            for file in found:
+                write_bytes(self.path / file.name, file.read_bytes())
 
     def push(self, name: str) -> None:
         """Bring a finished stage to the URI, if there is one and it is not there yet."""
@@ -91,12 +94,38 @@ class RunDirectory:
         upload(self.path / name, self.uri / name)
 
     def push_files(self) -> None:
-        """Bring configuration, figures and report to the URI, if there is one."""
+        """Bring configuration, figures, report and records to the URI, if there is one."""
+        self._push({name for name in _FILES if (self.path / name).is_file()})
+        self._push_records()
+
+    @contextmanager
+    def records_kept(self) -> Iterator[None]:
+        """Bring what MLflow's run is, and what it did not take, to the URI, whatever ends the
+        block: another machine may go on.
+        """
+        self._push_records()
+        try:
+            yield
+        except BaseException:
+            with suppress(RunDirectoryError):  # what ended the block comes first
+                self._push_records()
+            raise
+
+    def _push_records(self) -> None:
         if self.uri is None:
             return
-        for name in _FILES:
-            if (self.path / name).is_file():
-                write_bytes(self.uri / name, (self.path / name).read_bytes())
+        here = {path.name for pattern in _RECORDS for path in self.path.glob(pattern)}
+        self._push(here)
+        with answering(self.uri):
+            for path in self.uri.glob(_PENDING):
+                if path.name not in here:
+                    path.unlink()
+
+    def _push(self, names: set[str]) -> None:
+        if self.uri is None:
+            return
+        for name in sorted(names):
+            write_bytes(self.uri / name, (self.path / name).read_bytes())
 
     def read_stamp(self, name: str) -> dict[str, Any] | None:
         """What a finished stage was made from, or None if it is not finished."""
@@ -237,9 +266,14 @@ class RunDirectory:
         with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise RunDirectoryError(
                     f"another sentisynth is at work in {self.path}; wait for it or use --out"
+                ) from None
+            except OSError as error:
+                raise RunDirectoryError(
+                    f"{self.path} cannot be locked ({error.strerror}): its file system has no "
+                    f"flock; mount it with that, or choose another place with --out"
                 ) from None
             yield
 

@@ -7,20 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
 from sentisynth import schema
 from sentisynth.config.types import DataConfig
+from sentisynth.data.parquet import pieces
 from sentisynth.data.text import clean
 from sentisynth.errors import DataError
 
 _PIECE = 16384  # rows read at once
 _LONGEST_TEXT, _MOST_BYTES = 2**20, 2**31
-_PLAIN_KINDS = {"BYTE_ARRAY", "BOOLEAN", "INT32", "INT64", "FLOAT", "DOUBLE"}  # in Parquet
-_FORMATS = (".parquet", ".csv", ".tsv", ".jsonl")
+FORMATS = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
 def read_rows(reference: str, config: DataConfig) -> pa.Table:
@@ -103,12 +102,12 @@ def _read_table(reference: str, config: DataConfig) -> pa.Table:
     if reference.startswith("package:") and ".." not in Path(reference).parts:
         return pq.read_table(_package_file(reference.removeprefix("package:")))
     path = Path(reference)
-    if path.suffix in _FORMATS:
+    if path.suffix in FORMATS:
         if not os.path.isfile(path):  # no error where a name is too long
             raise DataError(f"there is no file {reference}; check the path in the data section")
         return _read_file(path, config)
     if os.path.exists(path):
-        raise DataError(f"{reference} is not a file of a known kind; use {', '.join(_FORMATS)}")
+        raise DataError(f"{reference} is not a file of a known kind; use {', '.join(FORMATS)}")
     if reference.startswith((".", "/", "~")):
         raise DataError(f"there is no file {reference}; check the path in the data section")
     return _read_hub(reference)
@@ -145,47 +144,17 @@ def _read_parquet(path: Path, wanted: tuple[str, str]) -> pa.Table:
     names = file.schema_arrow.names
     if any(names.count(name) != 1 for name in wanted):  # the caller says which
         return file.schema_arrow.empty_table()
-    for name in wanted:
-        _check_kind(path, file, name)
-    file, pieces, total = pq.ParquetFile(path, read_dictionary=[*wanted]), [], 0
-    for piece in file.iter_batches(batch_size=_PIECE, columns=[*dict.fromkeys(wanted)]):
-        for i, column in enumerate(piece.columns):
-            total += 8 * piece.num_rows
-            if not pa.types.is_dictionary(column.type):
-                total += column.nbytes
-                continue
-            lengths = pc.binary_length(column.dictionary).take(column.indices)
-            total += pc.sum(lengths).as_py() or 0
-            _check_size(path, total, pc.max(lengths).as_py() or 0)
-            piece = piece.set_column(i, piece.schema.names[i], column.dictionary_decode())
-        _check_size(path, total, 0)
-        pieces.append(piece)
-    return pa.Table.from_batches(pieces) if pieces else file.schema_arrow.empty_table()
-
-
-def _check_kind(path: Path, file: pq.ParquetFile, name: str) -> None:
-    """A column has to be one whose pieces are as large as they look: nested ones, and texts of one
-    length, are unfolded before their size is known.
-    """
-    columns = map(file.schema.column, range(len(file.schema)))
-    kinds = {c.path: c.physical_type for c in columns if not c.max_repetition_level}
-    if kinds.get(name) not in _PLAIN_KINDS:
-        raise DataError(
-            f"{path}: the column {name!r} is of type {file.schema_arrow.field(name).type}; give "
-            f"texts as strings, labels as strings or numbers"
+    found = [
+        *pieces(
+            path,
+            wanted,
+            rows=_PIECE,
+            longest=_LONGEST_TEXT,
+            most=_MOST_BYTES,
+            remedy="give a smaller part of it, data.n_seed rows and some to hold out are enough",
         )
-
-
-def _check_size(path: Path, total: int, longest: int) -> None:
-    if longest > _LONGEST_TEXT:
-        raise DataError(
-            f"{path} has a text of {longest:,} bytes; at most {_LONGEST_TEXT:,} are read: cut it"
-        )
-    if total > _MOST_BYTES:
-        raise DataError(
-            f"{path} holds more than {_MOST_BYTES:,} bytes; give a smaller part of it, "
-            f"data.n_seed rows and some to hold out are enough"
-        )
+    ]
+    return pa.Table.from_batches(found) if found else file.schema_arrow.empty_table()
 
 
 def _package_file(name: str) -> Path:

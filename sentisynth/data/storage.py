@@ -20,6 +20,11 @@ from sentisynth.errors import RunDirectoryError, SentisynthError
 
 STAMP = "stage.json"
 _CACHE = "SENTISYNTH_CACHE"
+_PACKAGES = {
+    **dict.fromkeys(("s3", "s3a"), "s3fs"),
+    **dict.fromkeys(("gs", "gcs"), "gcsfs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "adlfs"),
+}
 
 
 def location(text: str) -> Path:
@@ -29,20 +34,26 @@ def location(text: str) -> Path:
     from upath import UPath
 
     scheme = text.split("://", 1)[0]
-    if holds_secret(text):
-        raise RunDirectoryError(
-            f"the {scheme} URI holds a password or a key (or an @, before which one stands), and "
-            f"where a run lies is written down; give credentials in the environment instead"
-        )
+    refuse_secret(text)
     try:
         path = UPath(text.rstrip("/"), use_listings_cache=False)  # other processes write there too
         path.fs  # noqa: B018  imports the package
         return cast(Path, path)
     except (ImportError, ValueError):
         raise RunDirectoryError(
-            f"{text} cannot be used: {scheme}:// needs its fsspec package, for example "
-            f"`pip install s3fs` for s3://"
+            f"{text} cannot be used: {scheme}:// needs its fsspec package"
+            + (f"; `pip install {_PACKAGES[scheme]}`" if scheme in _PACKAGES else "")
         ) from None
+
+
+def refuse_secret(text: str) -> None:
+    """Raise RunDirectoryError where a URI holds a password or a key."""
+    if "://" in text and holds_secret(text):
+        scheme = text.split("://", 1)[0]
+        raise RunDirectoryError(
+            f"the {scheme} URI holds a password or a key (or an @, before which one stands), and "
+            f"where a run lies is written down; give credentials in the environment instead"
+        )
 
 
 def is_remote(path: Path) -> bool:

@@ -24,6 +24,7 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
     Raises RunDirectoryError where the teacher or the generator is missing.
     """
     directory, console = RunDirectory(out), Console()
+    directory.refuse_links()
     directory.pull()
     corpus = read_splits(directory.require("corpus", "teacher …"))
     teacher = directory.require("teacher", "teacher …")

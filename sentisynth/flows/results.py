@@ -50,6 +50,7 @@ def show_results(session: Session, metrics: dict[str, Any]) -> None:
 def rewrite_report(path: Path) -> Path:
     """Write report.html of a run directory anew from metrics.json, and return its path."""
     directory = RunDirectory(path)
+    directory.refuse_links()
     directory.pull()
     metrics = directory.path / "metrics.json"
     with suppress(ConfigError):  # a directory that is no run's has no metrics.json either

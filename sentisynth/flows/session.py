@@ -124,7 +124,7 @@ def workplace(
         place = Workplace(
             directory=directory, tracker=tracker, console=console, cluster=config.cluster
         )
-        with connected():
+        with directory.records_kept(), connected():
             place.gather()
             check_storage(directory.uri or directory.path)
             with tracker.parent():

@@ -15,13 +15,14 @@ from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.data.documents import document_files
 from sentisynth.data.files import sha256_file
-from sentisynth.data.storage import location
+from sentisynth.data.sources import FORMATS
+from sentisynth.data.storage import refuse_secret
 from sentisynth.errors import JobError
 from sentisynth.runtime.jobs import Cluster
 from sentisynth.seeding import fingerprint
 
 RECIPE, _DATA = "recipe.yaml", "data"
-_MOST_BYTES = 200 * 2**20
+_MOST_BYTES = 90 * 2**20  # Ray's dashboard takes 100 MiB at once
 _MODELS = ("model", "judge")  # keys that name one
 _LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 _URI = "MLFLOW_TRACKING_URI"
@@ -40,7 +41,7 @@ def submit(
     cluster, the job's id, and whether it was running already. Raises JobError.
     """
     check_shared(out)
-    location(out)  # a URI with a secret in it goes nowhere
+    refuse_secret(out)
     variables = _variables()
     cluster = Cluster(address)
     with tempfile.TemporaryDirectory(prefix="sentisynth-job-") as directory:
@@ -109,8 +110,12 @@ def _local_files(config: NamedConfig, reference: str) -> list[Path]:
     if not path.is_absolute() or not path.exists():
         return []
     if not isinstance(config, PretrainConfig):
-        if path.is_dir():
-            raise JobError(f"{path} is a directory; give a file of labelled texts")
+        is_table = path.is_file() and {path.suffix, path.resolve().suffix} <= {*FORMATS}
+        if not is_table:  # a recipe may name anything; what is no table is not sent
+            raise JobError(
+                f"{path} is not a file of labelled texts ({', '.join(FORMATS)}), and nothing else "
+                f"is sent to the cluster; check the data section"
+            )
         return [path]
     files = document_files(config.text)
     for file in files:

@@ -68,6 +68,14 @@ class SweepPlan:
     """Name of a registered model whose alias `best` the best student gets; empty: none."""
 
 
+def refuse_store(out: str | None) -> None:
+    """Raise ConfigError where a sweep would lie in an object store: its trials map files."""
+    if out is not None and "://" in out:
+        raise ConfigError(
+            f"--out is {out}; a sweep needs a directory that all nodes share: give a path"
+        )
+
+
 def plan_sweep(
     kind: SweepKind,
     config: RunConfig,

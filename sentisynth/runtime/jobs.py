@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,18 @@ def is_job() -> bool:
     return _INSIDE_A_JOB in os.environ
 
 
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    """These variables for the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 class _UnwrittenError(Exception):
     """What the job says cannot be written here, which is no fault of the cluster."""
 
@@ -48,17 +60,23 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        from ray.exceptions import AuthenticationError
+        from ray.exceptions import AuthenticationError, RayError
         from ray.job_submission import JobSubmissionClient
 
         for name in _TALKATIVE:
             logging.getLogger(f"ray.{name}").setLevel(logging.ERROR)
         self.address, self._printed = without_secrets(address), 0
+        if not address.startswith(("http://", "https://")):
+            raise JobError(
+                f"--address is {self.address}; give the dashboard's address, such as "
+                f"http://HOST:8265"
+            )
         try:
-            self._client = JobSubmissionClient(address)
+            with _environment(RAY_API_SERVER_ADDRESS=address):  # it comes before the argument
+                self._client = JobSubmissionClient(address)
         except AuthenticationError:
             raise JobError(_ASKS.format(address=self.address)) from None
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, RayError) as error:
             raise JobError(
                 f"no Ray Jobs API answers at {self.address} ({_short(error)}); give the "
                 f"dashboard's address as --address http://HOST:8265, and a token if the cluster "

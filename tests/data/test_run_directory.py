@@ -1,9 +1,13 @@
+import errno
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from sentisynth.data.files import directory_aside, write_text
 from sentisynth.data.run_directory import RunDirectory
+from sentisynth.data.storage import location
 from sentisynth.errors import RunDirectoryError
 
 PARTS = {"code": 1, "train": {"epochs": 3, "batch_size": 32}}
@@ -91,6 +95,42 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         RunDirectory(tmp_path).locked(),
     ):
         pass
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_lock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_lock)
+    with (
+        pytest.raises(RunDirectoryError, match="cannot be locked .Function not implemented"),
+        RunDirectory(tmp_path).locked(),
+    ):
+        pass
+
+
+def test_records_go_to_the_store_and_on_from_there(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = location(f"{bucket}/records")
+    pending = "mlflow-pending-0a1b2c3d.jsonl"
+    monkeypatch.setenv("SENTISYNTH_CACHE", str(tmp_path / "one"))
+    one = RunDirectory(there)
+    one.path.mkdir(parents=True)
+    with suppress(ZeroDivisionError), one.records_kept():
+        (one.path / "mlflow.json").write_text("{}")
+        (one.path / pending).write_text("kept\n")
+        raise ZeroDivisionError
+    monkeypatch.setenv("SENTISYNTH_CACHE", str(tmp_path / "two"))
+    two = RunDirectory(there)
+    two.pull()
+    assert (two.path / pending).read_text() == "kept\n"
+    assert (two.path / "mlflow.json").is_file()
+    (two.path / pending).unlink()
+    two.push_files()
+    assert [path.name for path in there.iterdir()] == ["mlflow.json"]
 
 
 def test_a_missing_stage_names_its_command(tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 @pytest.fixture
 def larger(quick_overrides: list[str]) -> list[str]:
-    return [*quick_overrides, "synthesis.n_per_class=200", "synthesis.max_candidates_per_class=3200"]
+    return [
+        *quick_overrides,
+        "synthesis.n_per_class=200",
+        "synthesis.max_candidates_per_class=3200",
+    ]
 
 
 @pytest.fixture

@@ -151,8 +151,10 @@ def test_what_a_job_gets(
     base = load_pretrain_config("reviews-encoder-mini", [f"text.source={folder.parent}"])
     pack(base, tmp_path / "folders")
     assert (tmp_path / "folders" / "data" / "source-folder" / "deep" / "a.txt").is_file()
-    with pytest.raises(JobError, match="folder is a directory; give a file of labelled texts"):
-        pack(load_config("quickstart", [f"data.test={folder.parent}"]), tmp_path / "labelled")
+    (tmp_path / "rows.csv").symlink_to("/proc/self/environ")
+    for n, other in enumerate((folder.parent, "/proc/self/environ", tmp_path / "rows.csv")):
+        with pytest.raises(JobError, match="is not a file of labelled texts .*, and nothing else"):
+            pack(load_config("quickstart", [f"data.test={other}"]), tmp_path / f"labelled-{n}")
     (folder / "b.txt").symlink_to("/etc/hostname")
     with pytest.raises(JobError, match="b.txt is a link to /etc/hostname, outside of the corpus"):
         pack(base, tmp_path / "linked")
@@ -174,12 +176,19 @@ def test_what_a_job_gets(
         (["run", "quickstart", "--out", "s3:x"], "--out is s3:x; a job needs storage"),
         (["run", "quickstart", "--out", "s3://key:secret@x/y"], "URI holds a password"),
         (["run", "quickstart", "--out", "/x"], "no Ray Jobs API answers at http://127.0.0.1:9"),
+        (["run", "quickstart", "--out", "gs://x/y"], "Jobs API answers at http://127.0.0.1:9"),
+        (["sweep", "tau", "quickstart", "--out", "s3://x/y"], "a sweep needs a directory that all"),
+        (["run", "quickstart", "--out", "/x", "--address", "head:8265"], "--address is head:8265;"),
     ],
 )
 def test_mistakes_are_sentences(
-    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main(["submit", *arguments, "--address", "http://127.0.0.1:9"]) == 2
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:7")  # what is said here comes first
+    assert main(["submit", "--address", "http://127.0.0.1:9", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
 
