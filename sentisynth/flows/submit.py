@@ -119,9 +119,11 @@ def _local_files(config: NamedConfig, reference: str) -> list[Path]:
         return [path]
     files = document_files(config.text)
     for file in files:
-        if path.is_dir() and not file.resolve().is_relative_to(path.resolve()):
+        leads_to = file.resolve()
+        is_inside = not path.is_dir() or leads_to.is_relative_to(path.resolve())
+        if not is_inside or leads_to.suffix != file.suffix or not leads_to.is_file():
             raise JobError(
-                f"{file} is a link to {file.resolve()}, outside of the corpus, and would be sent "
+                f"{file} is a link to {leads_to}, outside of the corpus, and would be sent "
                 f"to the cluster; put a copy there, or take the link away"
             )
     return files

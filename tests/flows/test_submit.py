@@ -159,6 +159,12 @@ def test_what_a_job_gets(
     with pytest.raises(JobError, match="b.txt is a link to /etc/hostname, outside of the corpus"):
         pack(base, tmp_path / "linked")
     (folder / "b.txt").unlink()
+    (tmp_path / "one.txt").symlink_to("/etc/hostname")
+    base_of_one = load_pretrain_config(
+        "reviews-encoder-mini", [f"text.source={tmp_path / 'one.txt'}"]
+    )
+    with pytest.raises(JobError, match="one.txt is a link to /etc/hostname, outside"):
+        pack(base_of_one, tmp_path / "one")
     (folder / ".env").write_text("SECRET=1")
     with pytest.raises(DataError, match="the corpus .* has files without a suffix, .txt"):
         pack(base, tmp_path / "secret")
