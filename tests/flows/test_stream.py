@@ -61,18 +61,22 @@ def wait_for_units(run: Path, process: subprocess.Popen, n: int) -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    "n", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)]
+)
 def test_placement_and_order_change_no_byte(
+    n: int,
     models: Path,
     finished_run: Path,
     quick_overrides: list[str],
     ray_session: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The finished run's actors ran all stages; here are two of each stage, in shuffled order."""
+    """The finished run's actors ran all stages; here are n of each stage, in shuffled order."""
     wanted = digests(finished_run)
-    two = ["synthesize", "quickstart", *quick_overrides, *actors(2), "--out", str(models)]
+    apart = ["synthesize", "quickstart", *quick_overrides, *actors(n), "--out", str(models)]
     monkeypatch.setattr(flow, "UnitStream", partial(UnitStream, shuffle=7))
-    assert main(two) == 0
+    assert main(apart) == 0
     assert digests(models) == wanted
 
 
