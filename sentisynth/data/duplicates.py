@@ -240,11 +240,12 @@ class DuplicateIndex:
         self._table.insert(bands[rows].ravel(), np.repeat(new, bands.shape[1]))
         self._keys.extend(sketches.keys[rows])
         if self.threshold < 1:
-            shingles = [sketches.of(i) for i in rows]
+            lengths = np.diff(sketches.ends, prepend=0)
+            is_new = np.zeros(len(sketches), dtype=bool)
+            is_new[rows] = True
             before = len(self._shingles.values)
-            lengths = np.array([len(s) for s in shingles], dtype=np.int64)
-            self._shingles.extend(np.concatenate([*shingles, np.empty(0, np.uint32)]))
-            self._ends.extend(before + np.cumsum(lengths))
+            self._shingles.extend(sketches.shingles[np.repeat(is_new, lengths)])
+            self._ends.extend(before + np.cumsum(lengths[rows]))
             self._bits.extend(_bits(sketches)[rows])
 
 
