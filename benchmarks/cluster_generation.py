@@ -7,6 +7,7 @@ what one reaches times their number.
 
 import argparse
 import json
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -61,6 +62,7 @@ def main(given: list[str]) -> int:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(given)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no node imports this file
     with connected():
         found = measure(arguments)
     print(json.dumps(found, indent=1))

@@ -1,6 +1,7 @@
 """What a measurement was made on: hardware, versions, commit."""
 
 import datetime
+import os
 import platform
 import re
 import subprocess
@@ -38,3 +39,9 @@ def versions() -> dict[str, str]:
     git = ["git", "rev-parse", "HEAD"]
     commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
     return found | ({"git": commit.stdout.strip()} if commit.returncode == 0 else {})
+
+
+def let_workers_import() -> None:
+    """Ray's workers, which do not start in this folder, find the benchmarks' modules."""
+    here = str(Path(__file__).resolve().parent)
+    os.environ["PYTHONPATH"] = os.pathsep.join([here, os.environ.get("PYTHONPATH", "")])

@@ -29,7 +29,7 @@ from typing import Any
 import psutil
 import pyarrow as pa
 import ray
-from environment import environment
+from environment import environment, let_workers_import
 from middle import units_done
 from stream_overhead import free_generate, free_verify
 
@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--units-a-gpu", type=int, default=8, help="measured, after two more")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    let_workers_import()
     rows = []
     print(
         f"{'GPUs':>5} {'units/s':>8} {'ideal':>7} {'efficiency':>10} {'candidates/s':>12} "

@@ -8,14 +8,11 @@ See the two modules of these names.
 
 import argparse
 import json
-import os
 from pathlib import Path
 
-from environment import environment
+from environment import environment, let_workers_import
 from stream_efficiency import efficiency
 from stream_overhead import overhead
-
-HERE = Path(__file__).resolve().parent
 
 
 def main() -> None:
@@ -34,8 +31,7 @@ def main() -> None:
     for command in (one, two):
         command.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    # Ray's workers import the benchmarks' modules, too
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    let_workers_import()
     figures = arguments.measure(arguments)
     for name, value in figures.items():
         if name != "marks":
