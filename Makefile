@@ -23,7 +23,7 @@ check: install
 	$(BIN)/pytest tests/test_layers.py
 
 test: install
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest
 
 test-slow: install
 	$(BIN)/pytest -m slow

@@ -42,7 +42,7 @@ TINY = [
 SHARES = {"worker": 0.70, "raylet": 0.12, "driver": 0.10, "before rename": 0.08}
 _NOT_WORKERS = ("IDLE", "DashboardAgent", "RuntimeEnvAgent")  # without its agents a raylet ends
 _STUCK_S = 180
-_FEWEST_RUNS = 2  # so that both placements are hit
+_MOST_A_RUN = 100  # so that of 200 each placement gets some
 
 
 @dataclass
@@ -154,7 +154,7 @@ def torment(
             out, trace = work / f"run-{found.rounds}", work / f"trace-{found.rounds}"
             _copy(run, out)
             before, is_shared = found.kills.total(), found.rounds % 2 == 0
-            most = min(kills, before + -(-kills // _FEWEST_RUNS))
+            most = min(kills, before + _MOST_A_RUN)
             placed = [] if is_shared else pools(actors)
             _one_run([*recipe, *placed], out, trace, nodes, choose, found, most)
             found.rounds += 1

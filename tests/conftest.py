@@ -28,25 +28,6 @@ QUICK = [
 ]
 
 
-_LONGEST_FIRST = ("ray", "flows", "training", "runtime", "generation")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Groups for tests in several processes, the longest first: what needs the one Ray session (and
-    the run that was made in it) stays together, and so does each other file.
-    """
-    places = {}
-    for item in items:
-        in_session = "ray_session" in getattr(item, "fixturenames", ())
-        file = item.path.relative_to(Path(__file__).parent)
-        group = "ray" if in_session else file.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
-        kind = group.split("/")[0]
-        place = _LONGEST_FIRST.index(kind) if kind in _LONGEST_FIRST else len(_LONGEST_FIRST)
-        places[item] = (place, not item.nodeid.endswith("_are_killed"))
-    items.sort(key=places.__getitem__)
-
-
 def reviews(split: str, n: int) -> pa.Table:
     """The first n rows of each class of the embedded Rotten Tomatoes."""
     table = pq.read_table(RESOURCES / "rotten_tomatoes" / f"{split}.parquet")

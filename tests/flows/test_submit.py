@@ -108,14 +108,11 @@ def test_a_job_that_fails_says_why_and_is_not_started_twice(
     assert "sentisynth: 1000 rows were asked for" in again.stdout or "n_seed" in again.stdout
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        pytest.param(
-            ["cluster.nodes=9", "cluster.wait_s=1"],
-            "2 of 9 nodes and 0 of 0 GPUs are there",
-            marks=pytest.mark.chaos,
-        ),
+        (["cluster.nodes=9", "cluster.wait_s=1"], "2 of 9 nodes and 0 of 0 GPUs are there"),
         (["--out", "memory://run"], "run is not what these nodes see: "),
     ],
 )

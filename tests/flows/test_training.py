@@ -65,7 +65,8 @@ def dying(
     teach(config, corpus, out, work, report)
 
 
-@pytest.mark.parametrize("engine", ["torch", pytest.param("deepspeed", marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("engine", ["torch", "deepspeed"])
 def test_a_killed_worker_changes_nothing(
     corpus: Path, tiny_bert: Path, tmp_path: Path, ray_session: None, engine: str
 ) -> None:
