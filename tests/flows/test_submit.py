@@ -89,7 +89,8 @@ def test_a_job_that_loses_a_node_makes_the_same_bytes(
     nodes.kill(lost)
     told = job.communicate()[0].decode()
     assert job.returncode == 0, told
-    assert "going on with the nodes that are there" in told, told
+    # whether what is left takes over at once, or the stream has to be opened anew on it
+    assert "marked dead" in told or "going on with the nodes that are there" in told, told
     assert digests(out) == calm
 
 
