@@ -43,6 +43,7 @@ from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostEr
 _TICK_S = 1.0
 _LONGEST_LOADING_S = 1800
 _LONGEST_END_S = 600.0  # that units at work may take to finish when no more are wanted
+_LONGEST_STOP_S = 10.0  # that the stream may take to end when the process is told to stop
 _HOPELESS_RESTARTS = 10  # of actors, a pool's largest size each, without a finished unit
 
 
@@ -148,7 +149,7 @@ class UnitStream:
         if not ray.is_initialized():
             return
         if kind is not None and issubclass(kind, NodesLostError):
-            self._force_end()
+            self._force_end(_LONGEST_END_S)
             return
         ends_well = kind is None or issubclass(
             kind, SentisynthError | NodesGainedError | UnbalancedError
@@ -159,24 +160,27 @@ class UnitStream:
             self._reader.join(_TICK_S)
             self._mailbox.close.remote()  # again: a mailbox that was restarted is open
         self._stopped.set()
-        if ends_well and self._reader.is_alive():
-            self._force_end()
+        if (
+            self._reader.is_alive()
+        ):  # Ray Data's thread would outlive the session, and begin another
+            self._force_end(_LONGEST_END_S if ends_well else _LONGEST_STOP_S)
         if kind is None and self._reader.is_alive():
             raise PlacementError(
                 f"units at work did not finish within {_LONGEST_END_S:.0f} s after the last that "
                 f"was wanted; what was made is kept: run the same command again"
             )
 
-    def _force_end(self) -> None:
-        """End a stream whose tasks wait for processes that are gone."""
+    def _force_end(self, longest_s: float) -> None:
+        """End a stream whose tasks wait for processes that are gone, or are not waited for."""
         self._stopped.set()
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its tasks end in errors now
         self._mailbox.close.remote()
         executor: Any = getattr(self._rows, "_current_executor", None)  # what its end calls, too
         if executor is not None:
             executor.shutdown(force=True)
         for actor in (self._mailbox, self._reports):
             ray.kill(actor)
-        self._reader.join(_LONGEST_END_S)
+        self._reader.join(longest_s)
 
     def __iter__(self) -> Iterator[Finished | None]:
         """Units in the order in which they finish; None when a second brought none.
