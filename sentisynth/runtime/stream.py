@@ -99,6 +99,14 @@ class UnitStream:
         self._sent: list[Bundle] = []
         self._failed: SentisynthError | None = None
 
+        self._rows = self._through(pools, show_ray_progress)
+        self._found: queue.SimpleQueue[pa.Table | Exception | None] = queue.SimpleQueue()
+        self._row: Iterator[tuple[Receipt, dict[str, float]]] = iter(())
+        self._stopped = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+
+    def _through(self, pools: list[StreamPool], show_ray_progress: bool) -> ray.data.Dataset:
+        """The mailbox' bundles, a row each, through all pools; nothing runs yet."""
         context = ray.data.DataContext.get_current().copy()
         context.target_max_block_size = 1  # so that the source gives each row away at once
         if any(pool.placed.gpus for pool in pools):  # generators take their GPUs first
@@ -121,11 +129,7 @@ class UnitStream:
                         min_size=pool.placed.min_actors, max_size=pool.placed.max_actors
                     ),
                 )
-        self._rows = rows
-        self._found: queue.SimpleQueue[pa.Table | Exception | None] = queue.SimpleQueue()
-        self._row: Iterator[tuple[Receipt, dict[str, float]]] = iter(())
-        self._stopped = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
+        return rows
 
     @property
     def in_flight(self) -> int:

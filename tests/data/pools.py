@@ -14,6 +14,7 @@ from tests.data.test_select import unit as scored
 
 SIZE = 20
 FIRST = Unit(0, 0, SIZE)
+STRANGE = ["unit-abc.parquet", "unit-²00000.parquet", "unit-1.parquet", "unit-0000001.parquet"]
 
 
 def configured(*overrides: str) -> RunConfig:

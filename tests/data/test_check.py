@@ -1,15 +1,153 @@
-"""What `check` says of a pool whose files are whole, and whose manifest is not true."""
+"""What `check` says of a pool: of files that were altered, and of a manifest that is not true."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pytest
+
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import json_text
-from sentisynth.data.manifest import MANIFEST, check_counts, check_pool, read_manifest
+from sentisynth.data.manifest import (
+    MANIFEST,
+    check_counts,
+    check_pool,
+    read_manifest,
+)
 from sentisynth.data.units import Unit
 from sentisynth.seeding import fingerprint
-from tests.data.pools import fill, recovered
+from tests.data.pools import (
+    FIRST,
+    SIZE,
+    STRANGE,
+    fill,
+    flip,
+    recovered,
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_check_finds_any_flipped_bit(finished: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    files = [*sorted(finished.glob("label=*/*.parquet")), finished / "manifest.json"]
+    path = files[seed % len(files)]
+    flip(path, random.integers(path.stat().st_size), random.integers(8))
+    (problem,) = check_pool(finished)
+    told = "is damaged" if path.suffix == ".json" else "was altered: its sha256 is not the man"
+    assert problem.startswith(f"{path} {told}")
+
+
+def swapped(pool: Path) -> set[str]:
+    one, two = FIRST.path(pool), Unit(0, 1, SIZE).path(pool)
+    first, second = one.read_bytes(), two.read_bytes()
+    one.write_bytes(second)
+    two.write_bytes(first)
+    return {f"{one} was altered", f"{two} was altered"}
+
+
+def deleted(pool: Path) -> set[str]:
+    FIRST.path(pool).unlink()
+    return {f"{FIRST.path(pool)} is missing"}
+
+
+def cut_short(pool: Path) -> set[str]:
+    path = Unit(1, 1, SIZE).path(pool)
+    path.write_bytes(path.read_bytes()[:-1])
+    return {f"{path} was altered"}
+
+
+def a_file_too_many(pool: Path) -> set[str]:
+    fill(pool, 1, range(2, 3))
+    return {f"{Unit(1, 2, SIZE).path(pool)} is not in the manifest"}
+
+
+def a_label_too_many(pool: Path) -> set[str]:
+    fill(pool, 2, range(1))
+    return {f"{Unit(2, 0, SIZE).path(pool)} is not in the manifest"}
+
+
+def a_file_elsewhere(pool: Path) -> set[str]:
+    path = pool / FIRST.path(pool).name
+    path.write_bytes(FIRST.path(pool).read_bytes())
+    return {f"{path} does not belong"}
+
+
+DAMAGES = [swapped, deleted, cut_short, a_file_too_many, a_label_too_many, a_file_elsewhere]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_check_finds_files_that_are_not_the_manifests(
+    finished: Path, damage: Callable[[Path], set[str]]
+) -> None:
+    told = damage(finished)
+    problems = check_pool(finished)
+    assert len(problems) == len(told)
+    assert all(any(problem.startswith(start) for problem in problems) for start in told)
+
+
+def test_check_finds_missing_and_strange_files_at_once(finished: Path) -> None:
+    (missing,), (strange,) = deleted(finished), a_file_too_many(finished)
+    assert check_pool(finished) == [missing, strange]
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_check_finds_a_name_that_no_unit_has(finished: Path, name: str) -> None:
+    """Be it another way to write the number of a unit that is there."""
+    path = finished / "label=0" / name
+    path.write_bytes(b"too many")
+    assert check_pool(finished) == [f"{path} is not the name of a unit"]
+    FIRST.path(finished).unlink()
+    assert len(check_pool(finished)) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"accepted": 40', '"accepted": 41'),
+        ('"tau": 0.5', '"tau": 0.4'),
+        ('"n_per_class": 30', '"n_per_class": 31'),
+        ('"plan": "plan"', '"plan": "plam"'),
+        ("\n  ", "\n   "),
+        ("}\n", "}\n\n"),
+        ("}\n", "}"),
+        ('"rows": 80,', '"rows":  80,'),
+        ('"rows": 80,', '"rows": 80.0,'),
+        ('"rows": 80,', '"rows": 80,\n  "more": 0,'),
+        ('  "rows": 80,\n', ""),
+        ("label=0/unit-000000", "label=0/unit-000009"),
+    ],
+)
+def test_check_finds_a_changed_manifest(finished: Path, old: str, new: str) -> None:
+    path = finished / "manifest.json"
+    text = path.read_text()
+    assert old in text
+    before, after = text.rsplit(old, 1)
+    path.write_text(before + new + after)
+    assert check_pool(finished) == [
+        f"{path} is damaged; run the same command again to write it anew"
+    ]
+    path.unlink()
+    assert "not finished" in check_pool(finished)[0]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [({"rows": 81}, "the ledger counts 80 candidates, the files 81"), ({}, "does not add up")],
+)
+def test_check_finds_a_ledger_that_does_not_add_up(
+    finished: Path, changed: dict[str, int], told: str
+) -> None:
+    """Whoever wrote the manifest, and with whatever checksum."""
+    path = finished / "manifest.json"
+    manifest = json.loads(path.read_text()) | changed
+    if not changed:
+        manifest["ledger"]["negative"]["accepted"] += 1
+    manifest["sha256"] = fingerprint({k: v for k, v in manifest.items() if k != "sha256"})
+    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    (problem,) = check_pool(finished)
+    assert told in problem
 
 
 def rewritten(pool: Path, **changes: Any) -> None:

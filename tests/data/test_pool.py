@@ -1,13 +1,11 @@
-"""Units and pool: a file under a unit's name is whole, and damage is found."""
+"""A pool at work: what is counted, what is kept, what ends it."""
 
 import json
-from collections.abc import Callable
 from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from sentisynth import schema
@@ -17,12 +15,12 @@ from sentisynth.data.journal import DIRECTORY
 from sentisynth.data.manifest import check_pool, read_manifest, read_receipts
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.receipts import Receipt
-from sentisynth.data.units import Unit, read_unit, write_unit
+from sentisynth.data.units import Unit, write_unit
 from sentisynth.errors import ModelError, RunDirectoryError
-from sentisynth.seeding import fingerprint
 from tests.data.pools import (
     FIRST,
     SIZE,
+    STRANGE,
     configured,
     fill,
     flip,
@@ -32,37 +30,6 @@ from tests.data.pools import (
     recovered,
     rows,
 )
-
-
-def test_the_same_rows_are_the_same_bytes(tmp_path: Path) -> None:
-    (a,), (b,) = fill(tmp_path / "a", 0, range(1)), fill(tmp_path / "b", 0, range(1))
-    name = FIRST.path(Path())
-    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert a.sha256 == b.sha256
-
-
-def test_a_unit_is_named_by_its_candidates() -> None:
-    unit = Unit(1, 3, SIZE)
-    assert unit.candidate_ids()[0] == f"1-{3 * SIZE}" and len(unit.candidate_ids()) == SIZE
-    assert unit.path(Path()).as_posix() == "label=1/unit-000003.parquet"
-
-
-def test_a_unit_of_another_plan_or_name_is_not_taken(tmp_path: Path) -> None:
-    (receipt,) = fill(tmp_path, 0, range(1))
-    found = read_unit(FIRST, tmp_path, "plan")
-    assert found is not None and found[1] == receipt.sha256
-    assert read_unit(FIRST, tmp_path, "another") is None
-    assert read_unit(FIRST, tmp_path, "plan", "0" * 64) is None
-    assert read_unit(Unit(0, 0, SIZE + 1), tmp_path, "plan") is None
-    FIRST.path(tmp_path).rename(Unit(0, 1, SIZE).path(tmp_path))
-    assert read_unit(Unit(0, 1, SIZE), tmp_path, "plan") is None
-    assert read_unit(FIRST, tmp_path, "plan") is None
-
-
-def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(tmp_path: Path) -> None:
-    FIRST.path(tmp_path).mkdir(parents=True)
-    with pytest.raises(RunDirectoryError, match=r"unit-000000.parquet cannot be read"):
-        read_unit(FIRST, tmp_path, "plan")
 
 
 @pytest.mark.parametrize("keep", [0.0, 0.3, 0.9])
@@ -78,12 +45,6 @@ def test_a_torn_unit_is_removed_and_only_that_one(
     assert reader.recover() == {FIRST, Unit(0, 2, SIZE)}
     assert not torn.exists() and not leftover.exists() and n_units(tmp_path) == 2
     assert reader.tallies[0].next_number == 1 and not reader.is_published
-
-
-def test_a_flipped_bit_in_the_data_is_noticed(tmp_path: Path) -> None:
-    fill(tmp_path, 0, range(1))
-    flip(FIRST.path(tmp_path), 60)  # inside the first column's page
-    assert read_unit(FIRST, tmp_path, "plan") is None
 
 
 def test_what_an_earlier_command_left_is_counted_once(tmp_path: Path, config: RunConfig) -> None:
@@ -379,83 +340,6 @@ def test_receipts_are_read_in_index_order_up_to_the_first_damage(finished: Path)
         next(units)
 
 
-@pytest.mark.parametrize("seed", range(20))
-def test_check_finds_any_flipped_bit(finished: Path, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    files = [*sorted(finished.glob("label=*/*.parquet")), finished / "manifest.json"]
-    path = files[seed % len(files)]
-    flip(path, random.integers(path.stat().st_size), random.integers(8))
-    (problem,) = check_pool(finished)
-    told = "is damaged" if path.suffix == ".json" else "was altered: its sha256 is not the man"
-    assert problem.startswith(f"{path} {told}")
-
-
-def swapped(pool: Path) -> set[str]:
-    one, two = FIRST.path(pool), Unit(0, 1, SIZE).path(pool)
-    first, second = one.read_bytes(), two.read_bytes()
-    one.write_bytes(second)
-    two.write_bytes(first)
-    return {f"{one} was altered", f"{two} was altered"}
-
-
-def deleted(pool: Path) -> set[str]:
-    FIRST.path(pool).unlink()
-    return {f"{FIRST.path(pool)} is missing"}
-
-
-def cut_short(pool: Path) -> set[str]:
-    path = Unit(1, 1, SIZE).path(pool)
-    path.write_bytes(path.read_bytes()[:-1])
-    return {f"{path} was altered"}
-
-
-def a_file_too_many(pool: Path) -> set[str]:
-    fill(pool, 1, range(2, 3))
-    return {f"{Unit(1, 2, SIZE).path(pool)} is not in the manifest"}
-
-
-def a_label_too_many(pool: Path) -> set[str]:
-    fill(pool, 2, range(1))
-    return {f"{Unit(2, 0, SIZE).path(pool)} is not in the manifest"}
-
-
-def a_file_elsewhere(pool: Path) -> set[str]:
-    path = pool / FIRST.path(pool).name
-    path.write_bytes(FIRST.path(pool).read_bytes())
-    return {f"{path} does not belong"}
-
-
-DAMAGES = [swapped, deleted, cut_short, a_file_too_many, a_label_too_many, a_file_elsewhere]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_check_finds_files_that_are_not_the_manifests(
-    finished: Path, damage: Callable[[Path], set[str]]
-) -> None:
-    told = damage(finished)
-    problems = check_pool(finished)
-    assert len(problems) == len(told)
-    assert all(any(problem.startswith(start) for problem in problems) for start in told)
-
-
-def test_check_finds_missing_and_strange_files_at_once(finished: Path) -> None:
-    (missing,), (strange,) = deleted(finished), a_file_too_many(finished)
-    assert check_pool(finished) == [missing, strange]
-
-
-STRANGE = ["unit-abc.parquet", "unit-²00000.parquet", "unit-1.parquet", "unit-0000001.parquet"]
-
-
-@pytest.mark.parametrize("name", STRANGE)
-def test_check_finds_a_name_that_no_unit_has(finished: Path, name: str) -> None:
-    """Be it another way to write the number of a unit that is there."""
-    path = finished / "label=0" / name
-    path.write_bytes(b"too many")
-    assert check_pool(finished) == [f"{path} is not the name of a unit"]
-    FIRST.path(finished).unlink()
-    assert len(check_pool(finished)) == 2
-
-
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_name_that_no_unit_has_is_told_and_the_file_kept(
     tmp_path: Path, config: RunConfig, name: str
@@ -466,59 +350,6 @@ def test_a_name_that_no_unit_has_is_told_and_the_file_kept(
     with pytest.raises(RunDirectoryError, match=f"{name} is not the name of a unit; remove it"):
         recovered(tmp_path, config)
     assert path.is_file()
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        ('"accepted": 40', '"accepted": 41'),
-        ('"tau": 0.5', '"tau": 0.4'),
-        ('"n_per_class": 30', '"n_per_class": 31'),
-        ('"plan": "plan"', '"plan": "plam"'),
-        ("\n  ", "\n   "),
-        ("}\n", "}\n\n"),
-        ("}\n", "}"),
-        ('"rows": 80,', '"rows":  80,'),
-        ('"rows": 80,', '"rows": 80.0,'),
-        ('"rows": 80,', '"rows": 80,\n  "more": 0,'),
-        ('  "rows": 80,\n', ""),
-        ("label=0/unit-000000", "label=0/unit-000009"),
-    ],
-)
-def test_check_finds_a_changed_manifest(finished: Path, old: str, new: str) -> None:
-    path = finished / "manifest.json"
-    text = path.read_text()
-    assert old in text
-    before, after = text.rsplit(old, 1)
-    path.write_text(before + new + after)
-    assert check_pool(finished) == [
-        f"{path} is damaged; run the same command again to write it anew"
-    ]
-    path.unlink()
-    assert "not finished" in check_pool(finished)[0]
-
-
-@pytest.mark.parametrize(
-    ("changed", "told"),
-    [({"rows": 81}, "the ledger counts 80 candidates, the files 81"), ({}, "does not add up")],
-)
-def test_check_finds_a_ledger_that_does_not_add_up(
-    finished: Path, changed: dict[str, int], told: str
-) -> None:
-    """Whoever wrote the manifest, and with whatever checksum."""
-    path = finished / "manifest.json"
-    manifest = json.loads(path.read_text()) | changed
-    if not changed:
-        manifest["ledger"]["negative"]["accepted"] += 1
-    manifest["sha256"] = fingerprint({k: v for k, v in manifest.items() if k != "sha256"})
-    path.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    (problem,) = check_pool(finished)
-    assert told in problem
-
-
-def test_a_units_file_is_plain_parquet(finished: Path) -> None:
-    table = pq.read_table(FIRST.path(finished), partitioning=None)
-    assert table["label"].to_pylist() == [0] * SIZE
 
 
 def unscored(number: int, n_non_finite: int, n_untokenizable: int) -> Receipt:
