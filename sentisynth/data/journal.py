@@ -29,7 +29,7 @@ class Journal:
 
     def __init__(self, pool: Path, plan: str) -> None:
         self._directory, self._plan = pool / DIRECTORY, plan
-        self._known: dict[Unit, tuple[pa.Table, int]] = {}
+        self._known: dict[Unit, tuple[str, pa.Table, int]] = {}
         self._new: list[pa.Table] = []
         self._flushed = time.monotonic()
         self._next = 0
@@ -40,8 +40,16 @@ class Journal:
         """The receipt of a unit that was finished before this process began."""
         if unit not in self._known:
             return None
-        table, row = self._known[unit]
+        _, table, row = self._known[unit]
         return Receipt.from_arrow(table.slice(row, 1))
+
+    def sha256(self, unit: Unit) -> str | None:
+        """What `get`'s receipt says of the unit's file."""
+        return self._known[unit][0] if unit in self._known else None
+
+    def drop(self, unit: Unit) -> None:
+        """Let go of what was read of a unit: its file is another now."""
+        self._known.pop(unit, None)
 
     def forget(self) -> None:
         """Let go of what was read; the files stay."""
@@ -84,5 +92,7 @@ class Journal:
         with pa.ipc.open_file(pa.BufferReader(data)) as reader:
             table = reader.read_all()
         if (table.schema.metadata or {}).get(_PLAN) == self._plan.encode():
-            for row, unit in enumerate(table.select(["label", "number", "size"]).to_pylist()):
-                self._known[Unit(**unit)] = (table, row)
+            units = table.select(["label", "number", "size"]).to_pylist()
+            digests = table["sha256"].to_pylist()
+            for row, (unit, sha256) in enumerate(zip(units, digests, strict=True)):
+                self._known[Unit(**unit)] = (sha256, table, row)

@@ -1,5 +1,9 @@
 """A pool at work: what is there, what counts, and what is still wanted."""
 
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,9 @@ from sentisynth.data.units import Unit, has_sha256, plan_of, read_unit, units_on
 from sentisynth.errors import ModelError, RunDirectoryError
 
 _RECEIPTS_HELD = 1024  # of units that finished before one in front of them
+_COUNTING_S = 3.0  # at a resume, before the first new unit is begun
+_SLICE_S = 0.1  # of counting, between two looks at what finished
+_READERS, _READ_AHEAD = 8, 256  # threads; units
 _FEW = 1000  # candidates; the bound on quarantined rows holds from there on
 
 
@@ -32,6 +39,9 @@ class PoolReader:
     A unit may be offered at any time; it is counted once all before it are. The pool of a run is
     the shortest prefix of each label that holds the quota, whatever else was finished, and at
     least what an earlier manifest held.
+
+    Counting takes some 10 µs a candidate. What earlier runs left is counted for seconds; the rest,
+    a little at a time, while new units are made.
     """
 
     def __init__(self, pool: Path, config: RunConfig, plan: str) -> None:
@@ -43,6 +53,8 @@ class PoolReader:
         self.digests: dict[Unit, str] = {}
         self.journal = Journal(pool, plan)
         self._waiting: dict[Unit, Receipt | None] = {}
+        self.is_behind = False
+        """Whether units are there that could be counted and have not been."""
         self.n_damaged = 0
         self._kept: set[Unit] = set()
         self.asked = Asked(n_per_class=synthesis.n_per_class, tau=synthesis.tau)
@@ -55,29 +67,33 @@ class PoolReader:
         self._most = [max(most, least) for least in self._least]
 
     def recover(self) -> set[Unit]:
-        """Count what earlier runs finished and return it; damaged files are removed.
+        """Find what earlier runs finished and return it; damaged files are removed.
 
         A unit whose sha256 stands in the journal or the manifest is believed if it still has it;
-        another one is read and checked. Raises RunDirectoryError at a unit of another plan.
+        another one is read and checked. All are counted, but of a pool that has no manifest yet
+        what takes longer than seconds is left to `count`. Raises RunDirectoryError at a unit of
+        another plan.
         """
         self.asked = recorded(self._pool, self.asked)
+        until = math.inf if self._published else time.monotonic() + _COUNTING_S
         kept, self.n_damaged = set(), 0
-        for unit in sorted(
-            units_on_disk(self._pool, self._config.synthesis.unit_size),
-            key=lambda unit: (unit.number, unit.label),
-        ):
-            receipt = self._trusted(unit)
-            if receipt is None:
+        for unit, is_whole, receipt in self._looked_at():
+            if not is_whole:
                 self._refuse_another_plan(unit)
                 unit.path(self._pool).unlink()
                 self.n_damaged += 1
-            else:
-                kept.add(unit)
-                self.offer(receipt)
+                continue
+            kept.add(unit)
+            if receipt is not None:
+                self.journal.drop(unit)
+                if self._published is None:  # else the manifest knows it, and all stays as it is
+                    self.journal.add(receipt)
+            self._hold(unit, receipt)
+            self._count_until(until)
         remove_leftovers(self._pool)
         self.journal.flush()
-        self.journal.forget()
         self._kept = kept
+        self.count(until - time.monotonic())
         return kept
 
     def offer(self, receipt: Receipt) -> None:
@@ -85,22 +101,46 @@ class PoolReader:
 
         Raises ModelError if too many of the label's rows could not be scored.
         """
-        self._waiting[receipt.unit] = receipt if len(self._waiting) < _RECEIPTS_HELD else None
-        label = receipt.unit.label
-        tally = self.tallies[label]
-        while not self.is_full(label):
-            following = Unit(label, tally.next_number, receipt.unit.size)
-            if following not in self._waiting:
+        self._hold(receipt.unit, receipt)
+        self.count()
+
+    def count(self, seconds: float = _SLICE_S) -> None:
+        """Count what can be counted, for about so long. Raises as `offer`."""
+        self._count_until(time.monotonic() + seconds)
+        if not self.is_behind:
+            self.journal.forget()
+
+    def _hold(self, unit: Unit, receipt: Receipt | None) -> None:
+        self._waiting[unit] = receipt if len(self._waiting) < _RECEIPTS_HELD else None
+
+    def _count_until(self, deadline: float) -> None:
+        """The labels take turns, so that the horizon of each rests on what was seen of it."""
+        while following := self._next_to_count():
+            if time.monotonic() > deadline:
+                self.is_behind = True
                 return
-            found = self._waiting.pop(following) or self._trusted(following)
-            if found is None:
-                raise RunDirectoryError(
-                    f"{following.path(self._pool)} changed while the run went on; "
-                    f"run the same command again to make it anew"
-                )
-            tally.add(found)
-            self.digests[following] = found.sha256
-            self._check_quarantine(label)
+            self._count(following)
+        self.is_behind = False
+
+    def _next_to_count(self) -> Unit | None:
+        size = self._config.synthesis.unit_size
+        units = (
+            Unit(label, tally.next_number, size)
+            for label, tally in enumerate(self.tallies)
+            if not self.is_full(label)
+        )
+        return min((u for u in units if u in self._waiting), key=lambda u: u.number, default=None)
+
+    def _count(self, unit: Unit) -> None:
+        found = self._waiting.pop(unit) or self.journal.get(unit) or self._read(unit)
+        if found is None:
+            raise RunDirectoryError(
+                f"{unit.path(self._pool)} changed while the run went on; "
+                f"run the same command again to make it anew"
+            )
+        self.tallies[unit.label].add(found)
+        self.digests[unit] = found.sha256
+        self._check_quarantine(unit.label)
 
     def is_full(self, label: int) -> bool:
         """Whether the counted prefix of a label holds the quota."""
@@ -183,20 +223,30 @@ class PoolReader:
         self.journal.clear()
         return manifest
 
-    def _trusted(self, unit: Unit) -> Receipt | None:
-        known = self.journal.get(unit)
-        expected = known.sha256 if known else None
-        if self._published:
-            expected = self._published["files"].get(unit.name, expected)
-        if known is not None and known.sha256 == expected:
-            return known if has_sha256(unit, self._pool, known.sha256) else None
-        found = read_unit(unit, self._pool, self._plan, expected)
-        if found is None:
-            return None
-        receipt = Receipt.of(found[0], unit, found[1], self._near_duplicates)
-        if self._published is None:  # else the manifest knows it, and the pool stays as it is
-            self.journal.add(receipt)
-        return receipt
+    def _looked_at(self) -> Iterator[tuple[Unit, bool, Receipt | None]]:
+        """Every unit that has a file, those of low numbers first; whether it is whole; and its
+        receipt, where the journal has it not.
+        """
+
+        def look(unit: Unit) -> tuple[bool, Receipt | None]:
+            expected = self._published["files"].get(unit.name) if self._published else None
+            known = self.journal.sha256(unit)
+            if known is not None and expected in (known, None):
+                return has_sha256(unit, self._pool, known), None
+            receipt = self._read(unit, expected)
+            return receipt is not None, receipt
+
+        size = self._config.synthesis.unit_size
+        units = sorted(units_on_disk(self._pool, size), key=lambda unit: (unit.number, unit.label))
+        with ThreadPoolExecutor(_READERS) as readers:  # a store answers each after a while
+            for start in range(0, len(units), _READ_AHEAD):
+                some = units[start : start + _READ_AHEAD]
+                for unit, looked in zip(some, readers.map(look, some), strict=True):
+                    yield unit, *looked
+
+    def _read(self, unit: Unit, sha256: str | None = None) -> Receipt | None:
+        found = read_unit(unit, self._pool, self._plan, sha256)
+        return Receipt.of(found[0], unit, found[1], self._near_duplicates) if found else None
 
     def _refuse_another_plan(self, unit: Unit) -> None:
         """A damaged file is made again; one that was made otherwise is not ours to remove."""

@@ -23,7 +23,7 @@ class StreamProgress:
         self._reader, self._stream = reader, stream
         self._labels, self._quota = config.data.labels, config.synthesis.n_per_class
         self._started, self._latest = 0.0, time.monotonic()
-        self._accepted_before = self._accepted()
+        self._before, self._accepted_before = 0.0, self._accepted()
         self.units = 0
         self._rows = self._tokens = 0
         self._stages: dict[str, Counter[str]] = {}
@@ -34,7 +34,9 @@ class StreamProgress:
         self._latest = time.monotonic()
         if self.units == 1:
             self._started = time.monotonic()
-            self._accepted_before = self._accepted()
+        if self.units == 1 or self._reader.is_behind:  # what is counted now was made before
+            self._before, self._accepted_before = time.monotonic(), self._accepted()
+        if self.units == 1:
             return
         receipt = finished.receipt
         self._rows += receipt.unit.size
@@ -81,7 +83,7 @@ class StreamProgress:
             "in_flight": self._stream.in_flight,
             "restarts": self._stream.n_restarts,
             "seconds_since_unit": time.monotonic() - self._latest,
-            "seconds_left": self._seconds_left(accepted, seconds),
+            "seconds_left": self._seconds_left(accepted),
         }
 
     def line(self) -> str:
@@ -101,18 +103,20 @@ class StreamProgress:
         )
         seconds = figures["seconds_left"]
         left = "time left unknown" if seconds is None else f"{duration(seconds)} left"
+        if self._reader.is_behind:
+            left = "still counting what was there"
         return (
             f"{counted}  accepted {figures['acceptance']:.0%}  {figures['rows_per_s']:.0f} rows/s  "
             f"{figures['tokens_per_s']:.0f} tokens/s  busy: {busy}  {figures['in_flight']} units "
             f"in flight{restarts}  {left}"
         )
 
-    def _seconds_left(self, accepted: dict[str, int], seconds: float) -> float | None:
+    def _seconds_left(self, accepted: dict[str, int]) -> float | None:
         """By the label that needs longest at its rate so far; None if one has none."""
-        longest = 0.0
+        longest, seconds = 0.0, time.monotonic() - self._before
         for name, n in accepted.items():
             missing, got = self._quota - n, n - self._accepted_before[name]
-            if missing > 0 and got <= 0:
+            if missing > 0 and (got <= 0 or self._reader.is_behind):
                 return None
             if missing > 0:
                 longest = max(longest, seconds * missing / got)

@@ -35,6 +35,7 @@ from sentisynth.training.jobs import read_splits
 
 _LOG_EVERY_S = 10.0
 _MEASURED_S = 60.0  # of a stream, until its stages' pace is known
+_IDLE_S = 1.0  # of counting what earlier commands left, where no unit has finished
 
 
 def synthesize(session: Session) -> None:
@@ -192,15 +193,17 @@ def _run(
             if finished is not None:
                 progress.finished_unit(finished)
                 _count(reader, finished, done)
-                if reader.all_full:
-                    return
-                _refuse_hopeless(config, reader)
-                stream.want(reader.horizons())
-                if not is_measured and (seconds := progress.pace(_MEASURED_S)):
-                    is_measured = True
-                    better = balanced(config.synthesis, placement, cluster_resources(), seconds)
-                    if better is not None:
-                        raise UnbalancedError(better)
+            elif reader.is_behind:
+                reader.count(_IDLE_S)
+            if reader.all_full:
+                return
+            _refuse_hopeless(config, reader)
+            stream.want(reader.horizons())
+            if not is_measured and (seconds := progress.pace(_MEASURED_S)):
+                is_measured = True
+                better = balanced(config.synthesis, placement, cluster_resources(), seconds)
+                if better is not None:
+                    raise UnbalancedError(better)
             tell()
             if time.monotonic() - logged > _LOG_EVERY_S:
                 logged = time.monotonic()

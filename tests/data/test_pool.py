@@ -152,6 +152,31 @@ def test_receipts_that_wait_too_long_are_read_again_from_their_files(
         reader.offer(receipts[0])
 
 
+@pytest.mark.parametrize("journal", [True, False])
+def test_what_takes_long_to_count_is_counted_while_units_are_made(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, journal: bool
+) -> None:
+    pool, undisturbed, missing = tmp_path / "pool", tmp_path / "undisturbed", Unit(1, 1, SIZE)
+    for label in (0, 1):
+        fill(pool, label, range(3))
+        fill(undisturbed, label, range(2))
+    wanted = published(undisturbed, config)
+    if journal:
+        recovered(pool, config)
+    missing.path(pool).unlink()
+    monkeypatch.setattr(pool_module, "_COUNTING_S", -1.0)
+    reader = PoolReader(pool, config, "plan")
+    assert len(reader.recover()) == 5
+    assert [tally.next_number for tally in reader.tallies] == [0, 0]
+    assert reader.is_behind and not reader.all_full
+    reader.count(-1.0)
+    assert reader.is_behind
+    reader.offer(fill(pool, 1, range(1, 2))[0])
+    assert reader.all_full and not reader.is_behind
+    reader.publish()
+    assert (pool / "manifest.json").read_bytes() == wanted
+
+
 def test_what_lies_beyond_the_quota_does_not_stay(tmp_path: Path, config: RunConfig) -> None:
     for label, n in ((0, 4), (1, 2)):
         fill(tmp_path, label, range(n))
