@@ -29,10 +29,12 @@ class Growing:
 
 
 class Multimap:
-    """Hashed keys to items, in two flat arrays: linear probing, whole arrays at a time.
+    """Hashed keys to items in one flat array: linear probing, whole arrays at a time.
 
     A key is known by its high 32 bits alone; two keys may be mistaken for one, which is harmless,
-    since a pair that is found is compared afterwards.
+    since a pair that is found is compared afterwards. A cell holds those bits and the item + 1; a
+    free one holds 0. Of a large map each look at a cell waits for the memory, so it is looked at
+    once.
     """
 
     _FULLEST = 0.6
@@ -43,7 +45,7 @@ class Multimap:
 
     @property
     def nbytes(self) -> int:
-        return self._items.nbytes + self._prints.nbytes
+        return self._cells.nbytes
 
     def find(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Positions in `keys` and the items found under them, one entry a find."""
@@ -52,44 +54,41 @@ class Multimap:
         active = np.arange(len(keys))
         places, items = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
         while len(active):
-            held = self._items[slots[active]]
-            active, held = active[held > 0], held[held > 0]
-            hits = self._prints[slots[active]] == prints[active]
+            cells = self._cells[slots[active]]
+            active, cells = active[cells > 0], cells[cells > 0]
+            hits = cells >> np.uint64(32) == prints[active]
             places.append(active[hits])
-            items.append(held[hits].astype(np.int64) - 1)
+            items.append((cells[hits] & np.uint64(0xFFFFFFFF)).astype(np.int64) - 1)
             slots[active] = (slots[active] + 1) & self._mask
         return np.concatenate(places), np.concatenate(items)
 
     def insert(self, keys: np.ndarray, items: np.ndarray) -> None:
         """Put each item under its key, beside those that are there."""
         self._n += len(keys)
-        if self._n > self._FULLEST * len(self._items):
-            used = self._items > 0
-            prints, held = self._prints[used], self._items[used]
+        if self._n > self._FULLEST * len(self._cells):
+            held = self._cells[self._cells > 0]
             self._resize(int(np.ceil(np.log2(self._n / self._FULLEST))))
-            self._place(prints, held)
-        self._place(_print(keys), items + np.uint32(1))
+            self._place(held)
+        self._place(_print(keys) << np.uint64(32) | items.astype(np.uint64) + np.uint64(1))
 
-    def _place(self, prints: np.ndarray, held: np.ndarray) -> None:
-        slots = self._slots(prints)
-        active = np.arange(len(prints))
+    def _place(self, new: np.ndarray) -> None:
+        slots = self._slots(new >> np.uint64(32))
+        active = np.arange(len(new))
         while len(active):
             here = slots[active]
-            free = self._items[here] == 0
-            at, by = here[free], active[free]
-            self._items[at], self._prints[at] = held[by], prints[by]  # of several, the last stays
-            placed = (self._items[here] == held[active]) & (self._prints[here] == prints[active])
-            active = active[~placed]
+            free = self._cells[here] == 0
+            self._cells[here[free]] = new[active[free]]  # of several, the last stays
+            active = active[self._cells[here] != new[active]]
             slots[active] = (slots[active] + 1) & self._mask
 
     def _slots(self, prints: np.ndarray) -> np.ndarray:
-        return (prints * np.uint32(0x9E3779B1) >> np.uint32(32 - self._bits)).astype(np.int64)
+        spread = (prints * np.uint64(0x9E3779B1)) & np.uint64(0xFFFFFFFF)
+        return (spread >> np.uint64(32 - self._bits)).astype(np.int64)
 
     def _resize(self, bits: int) -> None:
         self._bits, self._mask = bits, (1 << bits) - 1
-        self._items = np.zeros(1 << bits, dtype=np.uint32)  # 0: free; else the item + 1
-        self._prints = np.zeros(1 << bits, dtype=np.uint32)
+        self._cells = np.zeros(1 << bits, dtype=np.uint64)
 
 
 def _print(keys: np.ndarray) -> np.ndarray:
-    return (keys >> np.uint64(32)).astype(np.uint32)
+    return keys >> np.uint64(32)

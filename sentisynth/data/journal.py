@@ -37,7 +37,7 @@ class Journal:
             self._read(path)
 
     def get(self, unit: Unit) -> Receipt | None:
-        """The receipt of a unit that was finished before this process began."""
+        """The receipt of a unit, if it is on disk and was not let go of."""
         if unit not in self._known:
             return None
         _, table, row = self._known[unit]
@@ -48,11 +48,11 @@ class Journal:
         return self._known[unit][0] if unit in self._known else None
 
     def drop(self, unit: Unit) -> None:
-        """Let go of what was read of a unit: its file is another now."""
+        """Let go of a unit: its file is another now."""
         self._known.pop(unit, None)
 
     def forget(self) -> None:
-        """Let go of what was read; the files stay."""
+        """Let go of all; the files stay."""
         self._known.clear()
 
     def add(self, receipt: Receipt) -> None:
@@ -75,6 +75,7 @@ class Journal:
         digest = hashlib.sha256(data).digest()
         write_bytes(self._directory / f"{self._next:06d}{_SUFFIX}", digest + data)
         self._next += 1
+        self._remember(table)
 
     def clear(self) -> None:
         """Remove the files: the pool's manifest holds what they were for."""
@@ -92,7 +93,10 @@ class Journal:
         with pa.ipc.open_file(pa.BufferReader(data)) as reader:
             table = reader.read_all()
         if (table.schema.metadata or {}).get(_PLAN) == self._plan.encode():
-            units = table.select(["label", "number", "size"]).to_pylist()
-            digests = table["sha256"].to_pylist()
-            for row, (unit, sha256) in enumerate(zip(units, digests, strict=True)):
-                self._known[Unit(**unit)] = (sha256, table, row)
+            self._remember(table)
+
+    def _remember(self, table: pa.Table) -> None:
+        units = table.select(["label", "number", "size"]).to_pylist()
+        digests = table["sha256"].to_pylist()
+        for row, (unit, sha256) in enumerate(zip(units, digests, strict=True)):
+            self._known[Unit(**unit)] = (sha256, table, row)
