@@ -7,8 +7,9 @@ model=${1:-runs/benchmarks/gpt2-small-random}
 here=$(cd "$(dirname "$0")" && pwd)
 environment=$model/exporters
 python3 -m venv "$environment"
+torch=$(grep '^torch==' "$here/../constraints.txt")
 "$environment/bin/pip" install --quiet 'optimum-intel==2.2.*' 'transformers==4.57.*' \
-    openvino-tokenizers 'ctranslate2==4.8.*' torch
+    openvino-tokenizers 'ctranslate2==4.8.*' "$torch"
 "$environment/bin/pip" uninstall --quiet --yes torchvision
 "$environment/bin/python" "$here/made_up_tokenizer.py" "$model"
 "$environment/bin/optimum-cli" export openvino --model "$model" \
