@@ -1,11 +1,13 @@
 """The driver of `chaos.py`: `sentisynth synthesize`, with each finished unit of each stage noted.
 
-What earlier drivers left is counted while new units are made, as it is in a pool of a million rows.
+Each driver counts what earlier ones left before it begins, or a part of it, or all while new units
+are made, as happens in a pool of millions: which, it draws.
 
 python benchmarks/chaos_driver.py TRACE_DIR RECIPE [key=value ...] --out DIR
 """
 
 import os
+import random
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,6 +51,7 @@ if __name__ == "__main__":
 
     with (
         patch.object(synthesize, "stream_pools", partial(pools, Path(sys.argv[1]))),
-        patch.object(pool, "_COUNTING_S", -1.0),
+        patch.object(pool, "_COUNTING_S", random.choice((3.0, 0.01, 0.0))),
+        patch.object(pool, "_NEARLY", -1.0),
     ):
         sys.exit(main(["synthesize", *sys.argv[2:], "--progress", "json"]))

@@ -37,7 +37,7 @@ class Journal:
             self._read(path)
 
     def get(self, unit: Unit) -> Receipt | None:
-        """The receipt of a unit, if it is on disk and was not let go of."""
+        """The receipt of a unit that was finished before this journal was opened."""
         if unit not in self._known:
             return None
         _, table, row = self._known[unit]
@@ -48,15 +48,14 @@ class Journal:
         return self._known[unit][0] if unit in self._known else None
 
     def drop(self, unit: Unit) -> None:
-        """Let go of a unit: its file is another now."""
+        """Let go of a unit's receipt; its file stays."""
         self._known.pop(unit, None)
 
-    def forget(self) -> None:
-        """Let go of all; the files stay."""
-        self._known.clear()
-
     def add(self, receipt: Receipt) -> None:
-        """Keep a receipt; it is on disk within seconds, if receipts keep coming."""
+        """Keep a receipt, which an older one of the unit gives way to; it is on disk within
+        seconds, if receipts keep coming.
+        """
+        self.drop(receipt.unit)
         self._new.append(receipt.to_arrow())
         if len(self._new) >= _FLUSH_UNITS or time.monotonic() - self._flushed > _FLUSH_S:
             self.flush()
@@ -75,7 +74,6 @@ class Journal:
         digest = hashlib.sha256(data).digest()
         write_bytes(self._directory / f"{self._next:06d}{_SUFFIX}", digest + data)
         self._next += 1
-        self._remember(table)
 
     def clear(self) -> None:
         """Remove the files: the pool's manifest holds what they were for."""
@@ -93,10 +91,7 @@ class Journal:
         with pa.ipc.open_file(pa.BufferReader(data)) as reader:
             table = reader.read_all()
         if (table.schema.metadata or {}).get(_PLAN) == self._plan.encode():
-            self._remember(table)
-
-    def _remember(self, table: pa.Table) -> None:
-        units = table.select(["label", "number", "size"]).to_pylist()
-        digests = table["sha256"].to_pylist()
-        for row, (unit, sha256) in enumerate(zip(units, digests, strict=True)):
-            self._known[Unit(**unit)] = (sha256, table, row)
+            units = table.select(["label", "number", "size"]).to_pylist()
+            digests = table["sha256"].to_pylist()
+            for row, (unit, sha256) in enumerate(zip(units, digests, strict=True)):
+                self._known[Unit(**unit)] = (sha256, table, row)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -28,7 +29,8 @@ from sentisynth.errors import ModelError, RunDirectoryError
 
 _RECEIPTS_HELD = 1024  # of units that finished before one in front of them
 _COUNTING_S = 3.0  # at a resume, before the first new unit is begun
-_SLICE_S = 0.1  # of counting, between two looks at what finished
+_SLICE_S, _LONG_SLICE_S = 0.1, 1.0  # of counting, where units finish and where nothing else is done
+_NEARLY = 0.05  # units that are missing, as a share of those that are there
 _READERS, _READ_AHEAD = 8, 256  # threads; units
 _FEW = 1000  # candidates; the bound on quarantined rows holds from there on
 
@@ -40,8 +42,8 @@ class PoolReader:
     the shortest prefix of each label that holds the quota, whatever else was finished, and at
     least what an earlier manifest held.
 
-    Counting takes some 10 µs a candidate. What earlier runs left is counted for seconds; the rest,
-    a little at a time, while new units are made.
+    Counting takes some 10 µs a candidate. What earlier runs left of a large pool is counted for
+    seconds; the rest, in half of the driver's time, while new units are made.
     """
 
     def __init__(self, pool: Path, config: RunConfig, plan: str) -> None:
@@ -55,6 +57,7 @@ class PoolReader:
         self._waiting: dict[Unit, Receipt | None] = {}
         self.is_behind = False
         """Whether units are there that could be counted and have not been."""
+        self._rests_until = -math.inf
         self.n_damaged = 0
         self._kept: set[Unit] = set()
         self.asked = Asked(n_per_class=synthesis.n_per_class, tau=synthesis.tau)
@@ -70,13 +73,13 @@ class PoolReader:
         """Find what earlier runs finished and return it; damaged files are removed.
 
         A unit whose sha256 stands in the journal or the manifest is believed if it still has it;
-        another one is read and checked. All are counted, but of a pool that has no manifest yet
-        what takes longer than seconds is left to `count`. Raises RunDirectoryError at a unit of
-        another plan.
+        another one is read and checked. Of a large pool that has no manifest yet and lacks many
+        units, only the first are counted: see `offer` and `count`. Raises RunDirectoryError at a
+        unit of another plan.
         """
         self.asked = recorded(self._pool, self.asked)
-        until = math.inf if self._published else time.monotonic() + _COUNTING_S
         kept, self.n_damaged = set(), 0
+        left, is_journal_old = math.inf if self._published else _COUNTING_S, False
         for unit, is_whole, receipt in self._looked_at():
             if not is_whole:
                 self._refuse_another_plan(unit)
@@ -88,27 +91,47 @@ class PoolReader:
                 self.journal.drop(unit)
                 if self._published is None:  # else the manifest knows it, and all stays as it is
                     self.journal.add(receipt)
+                    is_journal_old = True
             self._hold(unit, receipt)
-            self._count_until(until)
+            begun = time.monotonic()
+            self._count_until(begun + left)
+            left -= time.monotonic() - begun
         remove_leftovers(self._pool)
         self.journal.flush()
         self._kept = kept
-        self.count(until - time.monotonic())
+        while self.is_behind and not self._lacks_many(kept):
+            self.count(_LONG_SLICE_S)
+        if self.is_behind and is_journal_old:  # it has what was read from files now
+            self.journal = Journal(self._pool, self._plan)
         return kept
 
     def offer(self, receipt: Receipt) -> None:
-        """Count a finished unit now, or as soon as those before it are there.
+        """Count a finished unit now, or as soon as those before it are there and counted.
 
         Raises ModelError if too many of the label's rows could not be scored.
         """
         self._hold(receipt.unit, receipt)
-        self.count()
-
-    def count(self, seconds: float = _SLICE_S) -> None:
-        """Count what can be counted, for about so long. Raises as `offer`."""
-        self._count_until(time.monotonic() + seconds)
+        self.is_behind = self.is_behind or len(self._waiting) > _RECEIPTS_HELD
         if not self.is_behind:
-            self.journal.forget()
+            self.count(math.inf)
+        elif time.monotonic() > self._rests_until:
+            self.count(_SLICE_S)
+
+    def count(self, seconds: float) -> None:
+        """Count what can be counted, for about so long; `offer` rests as long. Raises as it."""
+        begun = time.monotonic()
+        self._count_until(begun + seconds)
+        ended = time.monotonic()
+        self._rests_until = ended + (ended - begun)
+
+    def _lacks_many(self, kept: set[Unit]) -> bool:
+        """Whether far more is wanted than is there, as far as one can tell: a pool that is nearly
+        full, or has come to nothing, is known for sure before anything starts.
+        """
+        there = Counter(unit.label for unit in kept)
+        return any(
+            horizon > (1 + _NEARLY) * there[label] for label, horizon in enumerate(self.horizons())
+        )
 
     def _hold(self, unit: Unit, receipt: Receipt | None) -> None:
         self._waiting[unit] = receipt if len(self._waiting) < _RECEIPTS_HELD else None
@@ -116,20 +139,19 @@ class PoolReader:
     def _count_until(self, deadline: float) -> None:
         """The labels take turns, so that the horizon of each rests on what was seen of it."""
         while following := self._next_to_count():
-            if time.monotonic() > deadline:
+            if time.monotonic() >= deadline:
                 self.is_behind = True
                 return
             self._count(following)
         self.is_behind = False
 
     def _next_to_count(self) -> Unit | None:
-        size = self._config.synthesis.unit_size
-        units = (
-            Unit(label, tally.next_number, size)
-            for label, tally in enumerate(self.tallies)
-            if not self.is_full(label)
-        )
+        units = (self._following(n) for n in range(len(self.tallies)) if not self.is_full(n))
         return min((u for u in units if u in self._waiting), key=lambda u: u.number, default=None)
+
+    def _following(self, label: int) -> Unit:
+        size = self._config.synthesis.unit_size
+        return Unit(label, self.tallies[label].next_number, size)
 
     def _count(self, unit: Unit) -> None:
         found = self._waiting.pop(unit) or self.journal.get(unit) or self._read(unit)
@@ -138,6 +160,7 @@ class PoolReader:
                 f"{unit.path(self._pool)} changed while the run went on; "
                 f"run the same command again to make it anew"
             )
+        self.journal.drop(unit)
         self.tallies[unit.label].add(found)
         self.digests[unit] = found.sha256
         self._check_quarantine(unit.label)
@@ -160,7 +183,8 @@ class PoolReader:
     def exhausted(self) -> int | None:
         """A label that has not its quota after `max_candidates_per_class`, if there is one."""
         for label, tally in enumerate(self.tallies):
-            if tally.next_number >= self._most[label] and not self.is_full(label):
+            is_last = tally.next_number >= self._most[label]
+            if is_last and not self.is_full(label) and self._following(label) not in self._waiting:
                 return label
         return None
 

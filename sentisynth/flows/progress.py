@@ -16,14 +16,15 @@ class StreamProgress:
     """Figures of a stream at work.
 
     Rates count from the first finished unit on, since the time before it went to loading models;
-    what an earlier command had made counts for the quota alone.
+    what an earlier command had made counts for the quota alone, whenever it is counted.
     """
 
     def __init__(self, reader: PoolReader, stream: UnitStream, config: RunConfig) -> None:
         self._reader, self._stream = reader, stream
         self._labels, self._quota = config.data.labels, config.synthesis.n_per_class
         self._started, self._latest = 0.0, time.monotonic()
-        self._before, self._accepted_before = 0.0, self._accepted()
+        self._before, self._accepted_before = self._latest, self._accepted()
+        self._was_behind = reader.is_behind
         self.units = 0
         self._rows = self._tokens = 0
         self._stages: dict[str, Counter[str]] = {}
@@ -34,9 +35,6 @@ class StreamProgress:
         self._latest = time.monotonic()
         if self.units == 1:
             self._started = time.monotonic()
-        if self.units == 1 or self._reader.is_behind:  # what is counted now was made before
-            self._before, self._accepted_before = time.monotonic(), self._accepted()
-        if self.units == 1:
             return
         receipt = finished.receipt
         self._rows += receipt.unit.size
@@ -59,6 +57,9 @@ class StreamProgress:
         """What is known now. A stage's rate is that of one of its actors while it works, `busy`
         how many of them work on average.
         """
+        if self._was_behind or self._reader.is_behind or not self._rows:
+            self._before, self._accepted_before = time.monotonic(), self._accepted()
+            self._was_behind = self._reader.is_behind
         ledgers = dict(zip(self._labels, (t.ledger for t in self._reader.tallies), strict=True))
         generated = sum(ledger.generated for ledger in ledgers.values())
         accepted = self._accepted()
@@ -93,22 +94,23 @@ class StreamProgress:
             f"{name} {min(n, self._quota)}/{self._quota}" for name, n in figures["accepted"].items()
         )
         restarts = f"  {figures['restarts']} restarts" if figures["restarts"] else ""
+        still = "units that are there are still being counted" if self._reader.is_behind else ""
         if figures["seconds_since_unit"] > _LONG_S:
             waited = duration(figures["seconds_since_unit"])
-            return f"{counted}{restarts}  no unit for {waited}: {self._stream.waiting_for()}"
+            reason = still or self._stream.waiting_for()
+            return f"{counted}{restarts}  no unit for {waited}: {reason}"
         if not self._rows:
-            return f"{counted}{restarts}  {'' if self.units else 'models are loading'}".rstrip()
+            loading = "" if self.units else "models are loading"
+            return f"{counted}{restarts}  {still or loading}".rstrip()
         busy = "  ".join(
             f"{stage} {figures['stages'][stage]['busy']:.1f}" for stage in ("generate", "verify")
         )
         seconds = figures["seconds_left"]
         left = "time left unknown" if seconds is None else f"{duration(seconds)} left"
-        if self._reader.is_behind:
-            left = "still counting what was there"
         return (
             f"{counted}  accepted {figures['acceptance']:.0%}  {figures['rows_per_s']:.0f} rows/s  "
             f"{figures['tokens_per_s']:.0f} tokens/s  busy: {busy}  {figures['in_flight']} units "
-            f"in flight{restarts}  {left}"
+            f"in flight{restarts}  {still or left}"
         )
 
     def _seconds_left(self, accepted: dict[str, int]) -> float | None:
@@ -116,7 +118,7 @@ class StreamProgress:
         longest, seconds = 0.0, time.monotonic() - self._before
         for name, n in accepted.items():
             missing, got = self._quota - n, n - self._accepted_before[name]
-            if missing > 0 and (got <= 0 or self._reader.is_behind):
+            if missing > 0 and got <= 0:
                 return None
             if missing > 0:
                 longest = max(longest, seconds * missing / got)

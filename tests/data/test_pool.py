@@ -139,10 +139,12 @@ def test_receipts_that_wait_too_long_are_read_again_from_their_files(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_RECEIPTS_HELD", 1)
+    monkeypatch.setattr(pool_module, "_SLICE_S", 60.0)
     receipts = fill(tmp_path, 0, range(4))
     reader = PoolReader(tmp_path, configured("synthesis.n_per_class=80"), "plan")
     for receipt in reversed(receipts):
         reader.offer(receipt)
+    reader.count(60)
     assert reader.is_full(0) and set(reader.digests.values()) == {r.sha256 for r in receipts}
     reader = PoolReader(tmp_path, config, "plan")
     Unit(0, 1, SIZE).path(tmp_path).unlink()
@@ -152,9 +154,20 @@ def test_receipts_that_wait_too_long_are_read_again_from_their_files(
         reader.offer(receipts[0])
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there takes too long to count, and far more is wanted."""
+    monkeypatch.setattr(pool_module, "_COUNTING_S", -1.0)
+    monkeypatch.setattr(pool_module, "_NEARLY", -1.0)
+
+
 @pytest.mark.parametrize("journal", [True, False])
 def test_what_takes_long_to_count_is_counted_while_units_are_made(
-    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch, journal: bool
+    tmp_path: Path,
+    config: RunConfig,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    journal: bool,
 ) -> None:
     pool, undisturbed, missing = tmp_path / "pool", tmp_path / "undisturbed", Unit(1, 1, SIZE)
     for label in (0, 1):
@@ -164,17 +177,67 @@ def test_what_takes_long_to_count_is_counted_while_units_are_made(
     if journal:
         recovered(pool, config)
     missing.path(pool).unlink()
-    monkeypatch.setattr(pool_module, "_COUNTING_S", -1.0)
+    request.getfixturevalue("slow")
     reader = PoolReader(pool, config, "plan")
     assert len(reader.recover()) == 5
     assert [tally.next_number for tally in reader.tallies] == [0, 0]
-    assert reader.is_behind and not reader.all_full
-    reader.count(-1.0)
+    assert reader.is_behind and not reader.all_full and reader.exhausted() is None
+    reader.count(-1)
     assert reader.is_behind
+    if journal:
+        monkeypatch.setattr(reader, "_read", lambda *_: pytest.fail("the journal has it"))
+    reader.count(60)
+    assert reader.tallies[1].next_number == 1 and not reader.is_behind
     reader.offer(fill(pool, 1, range(1, 2))[0])
     assert reader.all_full and not reader.is_behind
     reader.publish()
     assert (pool / "manifest.json").read_bytes() == wanted
+
+
+def test_a_pool_that_lacks_little_is_counted_whole_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_COUNTING_S", -1.0)
+    sizes = ["synthesis.max_candidates_per_class=100", "synthesis.n_per_class=100"]
+    for label in (0, 1):
+        fill(tmp_path, label, range(5))
+    full = recovered(tmp_path, configured(*sizes))
+    assert full.all_full and not full.is_behind
+    hopeless = recovered(tmp_path, configured(*sizes, "synthesis.tau=1"))
+    assert hopeless.exhausted() == 0
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_label_is_not_given_up_before_its_units_are_counted(tmp_path: Path) -> None:
+    """There may be more of them than this command may make."""
+    for label in (0, 1):
+        fill(tmp_path, label, range(6))
+    reader = recovered(tmp_path, configured("synthesis.n_per_class=110"))
+    reader._most = [2, 2]
+    while reader.is_behind:
+        assert reader.exhausted() is None
+        reader._count(reader._next_to_count())
+        reader.count(-1)
+    assert reader.all_full
+
+
+@pytest.mark.usefixtures("slow")
+def test_a_unit_that_is_made_anew_while_others_wait_has_its_own_receipt(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_module, "_RECEIPTS_HELD", 0)
+    for label in (0, 1):
+        fill(tmp_path, label, range(2))
+    recovered(tmp_path, config)
+    FIRST.path(tmp_path).write_bytes(b"torn")
+    reader = recovered(tmp_path, config)
+    table = rows(FIRST).set_column(2, schema.POOL.field("text"), pa.array(["one text"] * SIZE))
+    sha256 = write_unit(table, FIRST, tmp_path, "plan")
+    receipt = Receipt.of(table, FIRST, sha256, 1.0)
+    reader.journal.add(receipt)
+    reader.offer(receipt)
+    reader.count(60)
+    assert reader.digests[FIRST] == sha256
 
 
 def test_what_lies_beyond_the_quota_does_not_stay(tmp_path: Path, config: RunConfig) -> None:
