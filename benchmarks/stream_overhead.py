@@ -104,6 +104,9 @@ def run_plan(pool: Path, config: RunConfig, candidates: int) -> dict[str, Any]:
     with stream:
         for finished in stream:
             if finished is None:
+                reader.count(1.0)
+                if reader.exhausted() is not None and not stream.in_flight:
+                    break
                 continue
             if not started:
                 started = time.monotonic()

@@ -33,11 +33,21 @@ class Journal:
         self._new: list[pa.Table] = []
         self._flushed = time.monotonic()
         self._next = 0
+        self.read(0)
+
+    @property
+    def n_files(self) -> int:
+        """Files so far; they are numbered."""
+        return self._next
+
+    def read(self, first: int) -> None:
+        """Take in the receipts of the files from this number on."""
         for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
-            self._read(path)
+            if path.stem.isdecimal() and int(path.stem) >= first:
+                self._read(path)
 
     def get(self, unit: Unit) -> Receipt | None:
-        """The receipt of a unit that was finished before this journal was opened."""
+        """The receipt of a unit, if it was read and not let go of."""
         if unit not in self._known:
             return None
         _, table, row = self._known[unit]
@@ -81,8 +91,6 @@ class Journal:
             remove_tree(self._directory)
 
     def _read(self, path: Path) -> None:
-        if not path.stem.isdecimal():
-            return
         self._next = int(path.stem) + 1
         data = path.read_bytes()
         digest, data = data[:_DIGEST], data[_DIGEST:]

@@ -27,9 +27,9 @@ from sentisynth.data.receipts import Receipt
 from sentisynth.data.units import Unit, has_sha256, plan_of, read_unit, units_on_disk
 from sentisynth.errors import ModelError, RunDirectoryError
 
-_RECEIPTS_HELD = 1024  # of units that finished before one in front of them
+_RECEIPTS_HELD = 1024  # of units that wait for one in front of them
 _COUNTING_S = 3.0  # at a resume, before the first new unit is begun
-_SLICE_S, _LONG_SLICE_S = 0.1, 1.0  # of counting, where units finish and where nothing else is done
+_SLICE_S, _LONG_SLICE_S = 0.1, 3.0  # of counting at a time
 _NEARLY = 0.05  # units that are missing, as a share of those that are there
 _READERS, _READ_AHEAD = 8, 256  # threads; units
 _FEW = 1000  # candidates; the bound on quarantined rows holds from there on
@@ -55,9 +55,12 @@ class PoolReader:
         self.digests: dict[Unit, str] = {}
         self.journal = Journal(pool, plan)
         self._waiting: dict[Unit, Receipt | None] = {}
+        self._n_held = 0
         self.is_behind = False
         """Whether units are there that could be counted and have not been."""
-        self._rests_until = -math.inf
+        self.n_found_counted = 0
+        """Units that were there before and are counted."""
+        self._counted_at = -math.inf
         self.n_damaged = 0
         self._kept: set[Unit] = set()
         self.asked = Asked(n_per_class=synthesis.n_per_class, tau=synthesis.tau)
@@ -78,63 +81,61 @@ class PoolReader:
         unit of another plan.
         """
         self.asked = recorded(self._pool, self.asked)
-        kept, self.n_damaged = set(), 0
-        left, is_journal_old = math.inf if self._published else _COUNTING_S, False
+        self._kept, self.n_damaged = set(), 0
+        left, n_files = math.inf if self._published else _COUNTING_S, self.journal.n_files
         for unit, is_whole, receipt in self._looked_at():
             if not is_whole:
                 self._refuse_another_plan(unit)
                 unit.path(self._pool).unlink()
                 self.n_damaged += 1
                 continue
-            kept.add(unit)
+            self._kept.add(unit)
             if receipt is not None:
                 self.journal.drop(unit)
                 if self._published is None:  # else the manifest knows it, and all stays as it is
                     self.journal.add(receipt)
-                    is_journal_old = True
             self._hold(unit, receipt)
             begun = time.monotonic()
             self._count_until(begun + left)
             left -= time.monotonic() - begun
         remove_leftovers(self._pool)
         self.journal.flush()
-        self._kept = kept
-        while self.is_behind and not self._lacks_many(kept):
+        while self.is_behind and not self._lacks_many():
             self.count(_LONG_SLICE_S)
-        if self.is_behind and is_journal_old:  # it has what was read from files now
-            self.journal = Journal(self._pool, self._plan)
-        return kept
+        if self.is_behind:
+            self.journal.read(n_files)  # what was read from units' files, and may not be held
+        return set(self._kept)
 
     def offer(self, receipt: Receipt) -> None:
-        """Count a finished unit now, or as soon as those before it are there and counted.
+        """Count a finished unit now, or as soon as those before it are there and counted: what is
+        left to count gets half of the time.
 
         Raises ModelError if too many of the label's rows could not be scored.
         """
         self._hold(receipt.unit, receipt)
-        self.is_behind = self.is_behind or len(self._waiting) > _RECEIPTS_HELD
+        rested = time.monotonic() - self._counted_at
         if not self.is_behind:
-            self.count(math.inf)
-        elif time.monotonic() > self._rests_until:
-            self.count(_SLICE_S)
+            self.count(_LONG_SLICE_S)
+        elif rested > _SLICE_S:
+            self.count(min(rested, _LONG_SLICE_S))
 
     def count(self, seconds: float) -> None:
-        """Count what can be counted, for about so long; `offer` rests as long. Raises as it."""
-        begun = time.monotonic()
-        self._count_until(begun + seconds)
-        ended = time.monotonic()
-        self._rests_until = ended + (ended - begun)
+        """Count what can be counted, for about so long. Raises as `offer`."""
+        self._count_until(time.monotonic() + seconds)
+        self._counted_at = time.monotonic()
 
-    def _lacks_many(self, kept: set[Unit]) -> bool:
+    def _lacks_many(self) -> bool:
         """Whether far more is wanted than is there, as far as one can tell: a pool that is nearly
         full, or has come to nothing, is known for sure before anything starts.
         """
-        there = Counter(unit.label for unit in kept)
-        return any(
-            horizon > (1 + _NEARLY) * there[label] for label, horizon in enumerate(self.horizons())
-        )
+        there = Counter(unit.label for unit in self._kept)
+        missing = (max(h - there[label], 0) for label, h in enumerate(self.horizons()))
+        return sum(missing) > _NEARLY * len(self._kept)
 
     def _hold(self, unit: Unit, receipt: Receipt | None) -> None:
-        self._waiting[unit] = receipt if len(self._waiting) < _RECEIPTS_HELD else None
+        is_held = receipt is not None and self._n_held < _RECEIPTS_HELD
+        self._waiting[unit] = receipt if is_held else None
+        self._n_held += is_held
 
     def _count_until(self, deadline: float) -> None:
         """The labels take turns, so that the horizon of each rests on what was seen of it."""
@@ -154,7 +155,9 @@ class PoolReader:
         return Unit(label, self.tallies[label].next_number, size)
 
     def _count(self, unit: Unit) -> None:
-        found = self._waiting.pop(unit) or self.journal.get(unit) or self._read(unit)
+        held = self._waiting.pop(unit)
+        self._n_held -= held is not None
+        found = held or self.journal.get(unit) or self._read(unit)
         if found is None:
             raise RunDirectoryError(
                 f"{unit.path(self._pool)} changed while the run went on; "
@@ -163,6 +166,7 @@ class PoolReader:
         self.journal.drop(unit)
         self.tallies[unit.label].add(found)
         self.digests[unit] = found.sha256
+        self.n_found_counted += unit in self._kept
         self._check_quarantine(unit.label)
 
     def is_full(self, label: int) -> bool:

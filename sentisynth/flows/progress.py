@@ -24,7 +24,7 @@ class StreamProgress:
         self._labels, self._quota = config.data.labels, config.synthesis.n_per_class
         self._started, self._latest = 0.0, time.monotonic()
         self._before, self._accepted_before = self._latest, self._accepted()
-        self._was_behind = reader.is_behind
+        self._found = reader.n_found_counted
         self.units = 0
         self._rows = self._tokens = 0
         self._stages: dict[str, Counter[str]] = {}
@@ -57,9 +57,9 @@ class StreamProgress:
         """What is known now. A stage's rate is that of one of its actors while it works, `busy`
         how many of them work on average.
         """
-        if self._was_behind or self._reader.is_behind or not self._rows:
+        if self._found != self._reader.n_found_counted or not self._rows:
             self._before, self._accepted_before = time.monotonic(), self._accepted()
-            self._was_behind = self._reader.is_behind
+            self._found = self._reader.n_found_counted
         ledgers = dict(zip(self._labels, (t.ledger for t in self._reader.tallies), strict=True))
         generated = sum(ledger.generated for ledger in ledgers.values())
         accepted = self._accepted()
@@ -97,7 +97,7 @@ class StreamProgress:
         still = "units that are there are still being counted" if self._reader.is_behind else ""
         if figures["seconds_since_unit"] > _LONG_S:
             waited = duration(figures["seconds_since_unit"])
-            reason = still or self._stream.waiting_for()
+            reason = self._stream.waiting_for() if figures["in_flight"] else still
             return f"{counted}{restarts}  no unit for {waited}: {reason}"
         if not self._rows:
             loading = "" if self.units else "models are loading"

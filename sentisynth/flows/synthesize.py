@@ -35,7 +35,7 @@ from sentisynth.training.jobs import read_splits
 
 _LOG_EVERY_S = 10.0
 _MEASURED_S = 60.0  # of a stream, until its stages' pace is known
-_IDLE_S = 1.0  # of counting what earlier commands left, where no unit has finished
+_COUNTING_S, _IDLE_COUNTING_S = 1.0, 10.0  # where no unit has finished; where none is at work
 
 
 def synthesize(session: Session) -> None:
@@ -194,12 +194,12 @@ def _run(
                 progress.finished_unit(finished)
                 _count(reader, finished, done)
             elif reader.is_behind:
-                reader.count(_IDLE_S)
+                reader.count(_COUNTING_S if stream.in_flight else _IDLE_COUNTING_S)
             if reader.all_full:
                 return
             _refuse_hopeless(config, reader)
             stream.want(reader.horizons())
-            if not is_measured and (seconds := progress.pace(_MEASURED_S)):
+            if finished is not None and not is_measured and (seconds := progress.pace(_MEASURED_S)):
                 is_measured = True
                 better = balanced(config.synthesis, placement, cluster_resources(), seconds)
                 if better is not None:

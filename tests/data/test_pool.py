@@ -1,6 +1,7 @@
 """A pool at work: what is counted, what is kept, what ends it."""
 
 import json
+import time
 from itertools import permutations
 from pathlib import Path
 
@@ -139,12 +140,10 @@ def test_receipts_that_wait_too_long_are_read_again_from_their_files(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pool_module, "_RECEIPTS_HELD", 1)
-    monkeypatch.setattr(pool_module, "_SLICE_S", 60.0)
     receipts = fill(tmp_path, 0, range(4))
     reader = PoolReader(tmp_path, configured("synthesis.n_per_class=80"), "plan")
     for receipt in reversed(receipts):
         reader.offer(receipt)
-    reader.count(60)
     assert reader.is_full(0) and set(reader.digests.values()) == {r.sha256 for r in receipts}
     reader = PoolReader(tmp_path, config, "plan")
     Unit(0, 1, SIZE).path(tmp_path).unlink()
@@ -178,20 +177,39 @@ def test_what_takes_long_to_count_is_counted_while_units_are_made(
         recovered(pool, config)
     missing.path(pool).unlink()
     request.getfixturevalue("slow")
+    monkeypatch.setattr(pool_module, "_RECEIPTS_HELD", 0)
     reader = PoolReader(pool, config, "plan")
     assert len(reader.recover()) == 5
     assert [tally.next_number for tally in reader.tallies] == [0, 0]
     assert reader.is_behind and not reader.all_full and reader.exhausted() is None
     reader.count(-1)
     assert reader.is_behind
-    if journal:
-        monkeypatch.setattr(reader, "_read", lambda *_: pytest.fail("the journal has it"))
+    monkeypatch.setattr(reader, "_read", lambda *_: pytest.fail("the journal has it"))
     reader.count(60)
     assert reader.tallies[1].next_number == 1 and not reader.is_behind
+    monkeypatch.setattr(pool_module, "_RECEIPTS_HELD", 1)
     reader.offer(fill(pool, 1, range(1, 2))[0])
     assert reader.all_full and not reader.is_behind
     reader.publish()
     assert (pool / "manifest.json").read_bytes() == wanted
+
+
+def test_the_seconds_of_a_resume_are_those_of_counting_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for label in (0, 1):
+        fill(tmp_path, label, range(3))
+    config = configured("synthesis.n_per_class=1000")
+    recovered(tmp_path, config)
+    monkeypatch.setattr(pool_module, "_COUNTING_S", 1.0)
+
+    def slow(*_: object) -> bool:
+        time.sleep(1.5)
+        return True
+
+    monkeypatch.setattr(pool_module, "has_sha256", slow)
+    reader = recovered(tmp_path, config)
+    assert not reader.is_behind and reader.n_found_counted == 6
 
 
 def test_a_pool_that_lacks_little_is_counted_whole_before_anything_starts(

@@ -33,7 +33,7 @@ def ledger() -> Any:
 def test_what_earlier_commands_made_is_no_pace_of_this_one(clock: Clock) -> None:
     """A pool of which much is counted while the first units of a resume are made."""
     tallies = [SimpleNamespace(ledger=ledger()) for _ in range(2)]
-    reader: Any = SimpleNamespace(tallies=tallies, is_behind=True)
+    reader: Any = SimpleNamespace(tallies=tallies, is_behind=True, n_found_counted=0)
     stream: Any = SimpleNamespace(restarts={"generate": 0, "verify": 0}, n_restarts=0, in_flight=2)
     stream.waiting_for = lambda: "models are loading, or a unit takes long"
     config = load_config("quickstart", ["synthesis.n_per_class=2000"])
@@ -43,7 +43,8 @@ def test_what_earlier_commands_made_is_no_pace_of_this_one(clock: Clock) -> None
     )
     finished: Any = SimpleNamespace(receipt=receipt, seconds={"generate": 5.0, "verify": 3.0})
 
-    def counted(n: int) -> None:
+    def counted(n: int, found: bool = False) -> None:
+        reader.n_found_counted += found
         for tally in tallies:
             tally.ledger.accepted += n
             tally.ledger.generated += 2 * n
@@ -52,15 +53,15 @@ def test_what_earlier_commands_made_is_no_pace_of_this_one(clock: Clock) -> None
         told.line()
         == "negative 0/2000  positive 0/2000  units that are there are still being counted"
     )
-    counted(500)
+    counted(500, found=True)
     clock.now += 10
     assert told.figures()["seconds_left"] is None
     told.finished_unit(finished)
-    counted(300)  # of those that were there, most of them
+    counted(300, found=True)  # of those that were there, most of them
     assert told.figures()["seconds_left"] is None
     clock.now += 10
     told.finished_unit(finished)
-    counted(100)
+    counted(100, found=True)
     assert told.line().endswith("units that are there are still being counted")
     reader.is_behind = False
     assert told.figures()["seconds_left"] is None
