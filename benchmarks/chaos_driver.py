@@ -51,7 +51,7 @@ if __name__ == "__main__":
 
     with (
         patch.object(synthesize, "stream_pools", partial(pools, Path(sys.argv[1]))),
-        patch.object(pool, "_COUNTING_S", random.choice((3.0, 0.01, 0.0))),
+        patch.object(pool, "_COUNTING_S", random.choice((2.0, 0.01, 0.0))),
         patch.object(pool, "_NEARLY", -1.0),
     ):
         sys.exit(main(["synthesize", *sys.argv[2:], "--progress", "json"]))

@@ -28,7 +28,7 @@ from sentisynth.data.units import Unit, has_sha256, plan_of, read_unit, units_on
 from sentisynth.errors import ModelError, RunDirectoryError
 
 _RECEIPTS_HELD = 1024  # of units that wait for one in front of them
-_COUNTING_S = 3.0  # at a resume, before the first new unit is begun
+_COUNTING_S = 2.0  # at a resume, before the first new unit is begun
 _SLICE_S, _LONG_SLICE_S = 0.1, 3.0  # of counting at a time
 _NEARLY = 0.05  # units that are missing, as a share of those that are there
 _READERS, _READ_AHEAD = 8, 256  # threads; units
