@@ -7,9 +7,11 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
+# pip compiles one file after another, longer than all else takes; some files are no Python
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@
 
 demo: install
@@ -40,7 +42,7 @@ chaos: install
 # advisories on the pinned versions; needs the index
 audit: install
 	$(BIN)/python -m venv .audit
-	.audit/bin/pip install --quiet --no-compile pip-audit
+	.audit/bin/pip install --quiet pip-audit
 	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
