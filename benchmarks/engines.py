@@ -18,7 +18,7 @@ import torch
 PROMPT = [50000, 11, 22, 33]
 NEW = 64
 SAMPLING = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2}
-CAST = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def device() -> torch.device:
@@ -88,8 +88,8 @@ def transformers_static(path: Path, precision: str) -> Any:
     return transformers(path, precision, cache_implementation="static")
 
 
-def openvino(path: Path, precision: str) -> Any:
-    """OpenVINO GenAI, continuous batching."""
+def openvino(path: Path, precision: str, **more: str) -> Any:
+    """OpenVINO GenAI, continuous batching; keys and values in 8 bits, as it does by itself."""
     import numpy as np
     import openvino
     import openvino_genai as genai
@@ -98,7 +98,7 @@ def openvino(path: Path, precision: str) -> Any:
     scheduler.cache_size = 2
     scheduler.max_num_batched_tokens = 4096
     scheduler.max_num_seqs = 512
-    hints = {"INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32")}
+    hints = {"INFERENCE_PRECISION_HINT": precision.replace("fp32", "f32"), **more}
     pipeline = genai.ContinuousBatchingPipeline(str(path / "openvino"), scheduler, "CPU", hints)
     end_id = end_of(path)
     prompt = openvino.Tensor(np.array([PROMPT], dtype=np.int64))
@@ -118,6 +118,11 @@ def openvino(path: Path, precision: str) -> Any:
         return lengths(rows, end_id if ends else -1)
 
     return run
+
+
+def openvino_exact(path: Path, precision: str) -> Any:
+    """The same with keys and values in the precision of its products, as in all other engines."""
+    return openvino(path, precision, KV_CACHE_PRECISION=precision.replace("fp32", "f32"))
 
 
 def ctranslate2(path: Path, precision: str) -> Any:
@@ -171,6 +176,7 @@ ENGINES = {
     "transformers": transformers,
     "transformers-static": transformers_static,
     "openvino": openvino,
+    "openvino-exact": openvino_exact,
     "ctranslate2": ctranslate2,
     "vllm": vllm,
 }

@@ -29,7 +29,7 @@ from engines import NEW, PROMPT
 from environment import environment
 
 HERE = Path(__file__).parent
-CPU_ENGINES = ["ours", "transformers", "openvino"]  # in the precision that ours takes there
+CPU_ENGINES = ["ours", "transformers", "openvino", "openvino-exact"]  # in the precision that ours takes there
 GPU_ENGINES = ["ours:bf16", "transformers:bf16", "transformers-static:bf16", "vllm:bf16"]
 END_LOGIT = 2.5  # about one token in 22 is the end then; found by trial
 
@@ -119,9 +119,10 @@ def best(call: Any, device: torch.device, repeats: int = 30) -> float:
 def limit(batch: int, measured: dict[str, float], precision: str) -> float:
     """Tokens a second if products, weights and caches took what they must and nothing else did."""
     parameters, layers, width = 124_400_000, 12, 768
-    size = 2 if precision == "bf16" else 4
-    products = 2 * parameters * batch / (measured[f"{precision} TFLOP/s"] * 1e12)
-    weights = parameters * size / (measured["GB/s"] * 1e9)
+    rate = "bf16" if precision == "bf16" or torch.cuda.is_available() else "fp32"
+    size = 4 if rate == "fp32" else 2
+    products = 2 * parameters * batch / (measured[f"{rate} TFLOP/s"] * 1e12)
+    weights = parameters * (4 if precision == "fp32" else 2) / (measured["GB/s"] * 1e9)
     cache = 2 * layers * width * size * batch * (len(PROMPT) + NEW / 2) / (measured["GB/s"] * 1e9)
     return batch / (max(products, weights) + cache)
 
@@ -180,12 +181,15 @@ def main() -> None:
 
 
 def cpu_engines() -> list[str]:
-    """The engines of a CPU: bf16 where it multiplies that, fp32 where it does not."""
+    """The engines of a CPU: bf16 where it multiplies that; where it does not, fp32, and ours with
+    weights in fp16 too.
+    """
     from sentisynth.models.devices import inference_dtype
 
     has_bf16 = inference_dtype("auto", torch.device("cpu")) == torch.bfloat16
     precision = "bf16" if has_bf16 else "fp32"
-    return [*(f"{name}:{precision}" for name in CPU_ENGINES), "ctranslate2:int8"]
+    more = [] if has_bf16 else ["ours:fp16"]
+    return [*(f"{name}:{precision}" for name in CPU_ENGINES), *more, "ctranslate2:int8"]
 
 
 def print_table(batch: int, rates: dict[str, list[float]], measured: dict[str, float]) -> None:

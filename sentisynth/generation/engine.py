@@ -115,7 +115,8 @@ def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int) -> int:
     """
     model = read_config(path).get_text_config()
     width, layers = model.hidden_size, model.num_hidden_layers
-    weights = 4 * (model.vocab_size + 12 * layers * width) * width
+    each = 6 if config.synthesis.precision == "fp16" else 4  # on CPUs in fp32 and in fp16
+    weights = each * (model.vocab_size + 12 * layers * width) * width
     longest = config.synthesis.sampling.max_new_tokens + _LONGEST_PROMPT
     # keys and values, logits with what the sampler makes of them, activations; four bytes each
     row = 4 * (2 * layers * width * longest + 4 * model.vocab_size + 32 * width)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sentisynth.errors import ModelError
+from sentisynth.models.devices import working_dtype
 from sentisynth.models.linear import FUSED, Linear, linear_of
 
 _BLOCK = 16  # positions by which a cache grows
@@ -79,17 +80,19 @@ class Decoder:
         config = model.config
         check_config(config)
         body = model.transformer
-        self.dtype, self.device = dtype, model.lm_head.weight.device
+        self.device = model.lm_head.weight.device
+        self.dtype = working_dtype(dtype, self.device)
         self.positions, self._heads = config.n_positions, config.n_head
         self._width, self._epsilon = config.n_embd // config.n_head, config.layer_norm_epsilon
-        self._wte, self._wpe = body.wte.weight.to(dtype), body.wpe.weight.to(dtype)
+        self._wte, self._wpe = body.wte.weight.to(self.dtype), body.wpe.weight.to(self.dtype)
         self._blocks = [
-            _Block(block.to(dtype), config.activation_function, self._width) for block in body.h
+            _Block(block.to(self.dtype), config.activation_function, self._width, dtype)
+            for block in body.h
         ]
-        self._norm = (body.ln_f.weight.to(dtype), body.ln_f.bias.to(dtype))
+        self._norm = (body.ln_f.weight.to(self.dtype), body.ln_f.bias.to(self.dtype))
         unembed_VE = model.lm_head.weight.detach().float()
         self._mean_E: torch.Tensor | None = None
-        if dtype != torch.float32:
+        if self.dtype != torch.float32:
             self._mean_E = unembed_VE.mean(dim=0)
             unembed_VE = unembed_VE - self._mean_E
         self._unembed = Linear(unembed_VE.to(dtype), None)
@@ -164,15 +167,17 @@ class Decoder:
 
 
 class _Block:
-    def __init__(self, block: Any, activation: str, width: int) -> None:
+    def __init__(self, block: Any, activation: str, width: int, dtype: torch.dtype) -> None:
         self.norm_1 = (block.ln_1.weight, block.ln_1.bias)
         self.norm_2 = (block.ln_2.weight, block.ln_2.bias)
         attention = block.attn
         scales = torch.ones_like(attention.c_attn.bias)
         scales[: len(scales) // 3] = width**-0.5  # queries come scaled
         weight, bias = attention.c_attn.weight.T * scales[:, None], attention.c_attn.bias * scales
-        self.qkv, self.out = Linear(weight, bias), linear_of(attention.c_proj)
-        self.up, self.down = linear_of(block.mlp.c_fc, activation), linear_of(block.mlp.c_proj)
+        self.qkv = Linear(weight.to(dtype), bias)
+        self.out = linear_of(attention.c_proj, dtype=dtype)
+        self.up = linear_of(block.mlp.c_fc, activation, dtype)
+        self.down = linear_of(block.mlp.c_proj, dtype=dtype)
 
 
 def attend(

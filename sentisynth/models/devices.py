@@ -104,6 +104,13 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
     return autocast_dtype(precision, device) or torch.float32
 
 
+def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of what weights in `dtype` are multiplied with: on a CPU, fp16 saves memory traffic
+    alone, and arithmetic is in fp32.
+    """
+    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
+
+
 def _gpu_has_bf16() -> bool:
     return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 

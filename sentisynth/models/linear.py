@@ -2,6 +2,9 @@
 
 On a CPU, oneDNN multiplies fastest with weights in blocks of its own; a plain weight is brought
 into that layout again in every call. Its activation and the addition of a residual ride along.
+
+With few rows a product takes as long as its weight takes to read. A weight in fp16 is half as long
+to read as one in fp32, and FBGEMM multiplies it with fp32 on CPUs that have no half precision.
 """
 
 from typing import Any
@@ -11,29 +14,38 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from sentisynth.models.devices import working_dtype
+
 _GELU_TANH = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast")  # three names of one function
 _GELU = ("gelu", "gelu_python")
 FUSED = (*_GELU, *_GELU_TANH, "relu")
 _ROWS = 256  # the layout depends on a number of rows; any other number works with it, too
+_FEW_ROWS = 32  # up to here FBGEMM with fp16 weights is faster than oneDNN with the same in fp32
 
 
 class Linear(nn.Module):
     """y = activation(x Wᵀ + b) + residual; x is cast to the type of the weight. Inference only.
 
-    `activation` is a name of transformers, or None. Shapes: W (out, in), x (..., in).
+    `activation` is a name of transformers, or None. Shapes: W (out, in), x (..., in). On a CPU, a
+    weight in fp16 is multiplied in fp32, and x and y are in fp32.
     """
 
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None
     ) -> None:
         super().__init__()
-        self.dtype = weight.dtype
+        self.dtype = working_dtype(weight.dtype, weight.device)
+        is_half = self.dtype != weight.dtype
+        weight = weight.detach().to(self.dtype)
         self._bias = None if bias is None else bias.detach().to(weight)
         if activation not in (None, *FUSED):
             raise ValueError(f"the activation {activation!r} cannot be fused")
         self._activation = activation
         self._is_packed = weight.device.type == "cpu" and _multiplies(weight.dtype)
-        self._weight = weight.detach().contiguous()
+        self._weight = weight.contiguous()
+        self._few_rows: Any = None
+        if is_half and _multiplies_half():
+            self._few_rows = torch.ops.quantized.linear_prepack_fp16(self._weight, self._bias)
         if self._is_packed:
             with torch.inference_mode(False), torch.no_grad():
                 own = self._weight.clone()  # a tensor of inference mode cannot be packed
@@ -41,8 +53,12 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         x, name = x.to(self.dtype), self._activation
-        if not self._is_packed:
-            y = F.linear(x, self._weight, self._bias)
+        is_few = self._few_rows is not None and x.numel() <= _FEW_ROWS * x.shape[-1]
+        if is_few or not self._is_packed:
+            if is_few:
+                y = torch.ops.quantized.linear_dynamic_fp16(x, self._few_rows)
+            else:
+                y = F.linear(x, self._weight, self._bias)
             if name is not None:
                 kind = "tanh" if name in _GELU_TANH else "none"
                 y = F.relu(y) if name == "relu" else F.gelu(y, approximate=kind)
@@ -66,12 +82,19 @@ def _multiplies(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def _multiplies_half() -> bool:
+    """Whether FBGEMM, which takes weights in fp16, is there and does the work of torch's ops."""
+    return torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
+
+
 def is_linear(module: object) -> bool:
     """Whether `linear_of` takes this layer."""
     return type(module) in (nn.Linear, Conv1D)
 
 
-def linear_of(module: Any, activation: str | None = None) -> Linear:
+def linear_of(
+    module: Any, activation: str | None = None, dtype: torch.dtype | None = None
+) -> Linear:
     """The same layer from torch's Linear or transformers' Conv1D, whose weight is (in, out)."""
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-    return Linear(weight, module.bias, activation)
+    return Linear(weight.to(dtype or weight.dtype), module.bias, activation)

@@ -46,10 +46,13 @@ def mini():
 
 
 @pytest.mark.parametrize("n", [20, pytest.param(100, marks=pytest.mark.slow)])
-def test_greedy_tokens_equal_those_of_transformers(mini, monkeypatch, n: int) -> None:
-    """Top-1 sampling is greedy decoding; the penalty sees prompt and continuation alike."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_greedy_tokens_equal_those_of_transformers(mini, monkeypatch, n: int, dtype) -> None:
+    """Top-1 sampling is greedy decoding; the penalty sees prompt and continuation alike. The file
+    has its weights in fp16, so that keeping them in fp16 takes nothing from them.
+    """
     model, endless = mini[0], SimpleNamespace(eos_token_id=-1)
-    engine = BatchEngine(model, endless, torch.float32)
+    engine = BatchEngine(model, endless, dtype)
     sampling = SamplingConfig(max_new_tokens=64, top_k=1, repetition_penalty=1.2)
     torch.manual_seed(0)
     prompts = torch.randint(1, 8192, (n, 4))

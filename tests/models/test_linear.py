@@ -1,5 +1,7 @@
 """Laid-out layers give what torch's give."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -56,6 +58,23 @@ def test_a_layer_its_activation_and_a_residual(activation: str | None, rows: int
         torch.testing.assert_close(found(x, residual), wanted + residual, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("activation", [None, "gelu_new"])
+@pytest.mark.parametrize("rows", [1, 32, 33, 300])
+@torch.inference_mode()
+def test_weights_in_fp16_work_in_fp32_on_a_cpu(activation: str | None, rows: int) -> None:
+    """The same function with few rows and with many, whichever kernel there is for each."""
+    torch.manual_seed(0)
+    x, residual, layer = torch.randn(rows, 24), torch.randn(rows, 40), nn.Linear(24, 40)
+    half = copy.deepcopy(layer).half()
+    found = linear_of(layer, activation, torch.float16)
+    wanted = half.weight.float() @ x.T + layer.bias[:, None]
+    wanted = ACT2FN[activation](wanted.T) if activation else wanted.T
+    assert found(x).dtype == torch.float32
+    torch.testing.assert_close(found(x), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found(x, residual), wanted + residual, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(found(x), layer(x), atol=1e-6, rtol=0)  # they are rounded
+
+
 @torch.inference_mode()
 def test_no_bias_and_more_axes() -> None:
     layer = nn.Linear(24, 40, bias=False)
@@ -69,7 +88,7 @@ def test_an_activation_that_cannot_be_fused_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @torch.inference_mode()
 def test_classifiers_keep_their_logits(name: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -83,5 +102,6 @@ def test_classifiers_keep_their_logits(name: str, dtype: torch.dtype) -> None:
     wanted = model(**inputs).logits
     found = lay_out(model, dtype)(**inputs).logits
     assert found.dtype == torch.float32
-    off = 1e-4 if dtype == torch.float32 else 0.08 * wanted.abs().max().item()
+    share = {torch.float32: 0, torch.float16: 0.008, torch.bfloat16: 0.08}[dtype]
+    off = max(1e-4, share * wanted.abs().max().item())
     torch.testing.assert_close(found, wanted, atol=off, rtol=0)
