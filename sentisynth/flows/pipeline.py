@@ -18,7 +18,12 @@ from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, workplace
 from sentisynth.flows.starts import check_starts
 from sentisynth.flows.synthesize import synthesize
-from sentisynth.flows.training import distil_students, train_generator, train_teacher
+from sentisynth.flows.training import (
+    distil_students,
+    shared_workers,
+    train_generator,
+    train_teacher,
+)
 from sentisynth.models.loading import read_config, resolve_model
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import ARMS
@@ -27,8 +32,9 @@ from sentisynth.training.jobs import ARMS
 def run(session: Session) -> None:
     """Seed rows to report. A stage that was done before is not done again."""
     prepare_corpus(session)  #    real rows: seed, validation, test
-    train_teacher(session)  #     A  a classifier from the seed rows
-    train_generator(session)  #   B  a language model with a control token a class
+    with shared_workers(session) as workers:
+        train_teacher(session, workers)  #    A  a classifier from the seed rows
+        train_generator(session, workers)  #  B  a language model with a control token a class
     synthesize(session)  #        C  candidates, screened and scored, into the pool
     build_dataset(session)  #     D  the first n accepted of each class, soft labels, weights
     distil_students(session)  #   E  the student, with and without the synthetic rows

@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.train import run_training
+from sentisynth.runtime.worker_group import KeptGroup, kept_group
 from sentisynth.seeding import fingerprint
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.jobs import ARMS, Arm, adapt, distil, teach
@@ -30,16 +32,21 @@ _SHARED_OUT = {
 _CODE_VERSION = 2  # raise it when the same parts would give another model
 
 
-def train_teacher(session: Session) -> None:
+def shared_workers(session: Session) -> AbstractContextManager[KeptGroup]:
+    """Workers for the trainings of the block, started with the first of them."""
+    return kept_group(session.directory.path / ".training" / "ray")
+
+
+def train_teacher(session: Session, workers: KeptGroup | None = None) -> None:
     """Stage A."""
     config = session.config
     session.directory.require("corpus", "teacher …")
     parts = {**_parts(session, "teacher", config.teacher.model), "labels": list(config.data.labels)}
     title = f"A  teacher: {_short(config.teacher.model)} on {config.data.n_seed:,} labelled rows"
-    _train(session, "teacher", title, parts, partial(teach, config), ["corpus"])
+    _train(session, "teacher", title, parts, partial(teach, config), ["corpus"], workers)
 
 
-def train_generator(session: Session) -> None:
+def train_generator(session: Session, workers: KeptGroup | None = None) -> None:
     """Stage B."""
     config = session.config
     session.directory.require("corpus", "generator …")
@@ -47,13 +54,14 @@ def train_generator(session: Session) -> None:
     parts["control_tokens"] = control_tokens(config)
     del parts["generator"]["prompts"]  # they are used in synthesis alone
     title = f"B  generator: {_short(config.generator.model)}, a control token a class"
-    _train(session, "generator", title, parts, partial(adapt, config), ["corpus"])
+    _train(session, "generator", title, parts, partial(adapt, config), ["corpus"], workers)
 
 
 def distil_students(session: Session) -> None:
     """Stage E: the student on real rows alone, twice, and on real and synthetic rows."""
-    for arm in ARMS:
-        _distil(session, arm)
+    with shared_workers(session) as workers:
+        for arm in ARMS:
+            _distil(session, arm, workers)
 
 
 def control_tokens(config: RunConfig) -> list[str]:
@@ -61,7 +69,7 @@ def control_tokens(config: RunConfig) -> list[str]:
     return [config.control_token(label) for label in range(len(config.data.labels))]
 
 
-def _distil(session: Session, arm: Arm) -> None:
+def _distil(session: Session, arm: Arm, workers: KeptGroup) -> None:
     config, directory = session.config, session.directory
     directory.require("corpus", "distil …")
     teacher = directory.require("teacher", "teacher …")
@@ -77,7 +85,8 @@ def _distil(session: Session, arm: Arm) -> None:
         parts["alpha"] = config.distil.alpha
         parts["temperature"] = config.distil.temperature
     inputs = ["corpus", "dataset", "teacher"]
-    _train(session, arm.name, f"E  {arm.title}", parts, partial(distil, config, arm), inputs)
+    job = partial(distil, config, arm)
+    _train(session, arm.name, f"E  {arm.title}", parts, job, inputs, workers)
 
 
 def _parts(session: Session, section: str, model: str) -> dict[str, Any]:
@@ -100,11 +109,12 @@ def _train(
     parts: dict[str, Any],
     job: Job,
     inputs: Sequence[str],
+    workers: KeptGroup | None = None,
 ) -> None:
     section = name if name in ("teacher", "generator") else "student"
     train: TrainConfig = getattr(session.config, section).train
     card = partial(model_card, session.config, name)
-    train_on_ray(session, name, title, parts, train, job, inputs, card)
+    train_on_ray(session, name, title, parts, train, job, inputs, card, workers)
 
 
 def train_on_ray(
@@ -116,11 +126,13 @@ def train_on_ray(
     job: Job,
     inputs: Sequence[str],
     card: Callable[[Path], str],
+    workers: KeptGroup | None = None,
 ) -> None:
     """Run `job(*inputs, out=…, work=…, report=…)` on Ray Train, unless that was done; follow it.
 
     Inputs are finished stages; `card` writes the card of the model in a directory. Checkpoints lie
-    in a directory of the run that is removed with the training's end.
+    in a directory of the run that is removed with the training's end. `workers` may be shared with
+    other trainings.
     """
     directory, work_name, goal = place.directory, f".training/{name}", _goal(parts)
 
@@ -144,7 +156,7 @@ def train_on_ray(
         if begun.step:
             place.console.note(f"   going on from the checkpoint at step {begun.step}")
         place.gather()
-        run_training(partial(run, paths, made, work), train, work, follow, restarted)
+        run_training(partial(run, paths, made, work), train, work, follow, restarted, workers)
         if made is not out:
             download_files(made, out)
             remove_tree(made)

@@ -43,24 +43,25 @@ class Reports:
 
 
 class Mailbox:
-    """An actor between the driver, who puts bundles of units to make, and the stream's source.
+    """An actor between the driver, who puts what is to be done, and those who take it: bundles of
+    units, which the stream's source takes, or jobs.
 
-    Bundles are known by their position, so that a source that was restarted reads the same again,
+    They are known by their position, so that a source that was restarted reads the same again,
     and a mailbox that was restarted is filled anew.
     """
 
     def __init__(self) -> None:
-        self._bundles: list[Bundle] = []
+        self._put: list[Any] = []
         self._closed = False
         self._changed = asyncio.Condition()
 
-    async def put(self, position: int, bundles: list[Bundle]) -> int:
-        """Add bundles from this position on; returns how many are known now."""
+    async def put(self, position: int, those: list[Any]) -> int:
+        """Add these from this position on; returns how many are known now."""
         async with self._changed:
-            if position <= len(self._bundles):
-                self._bundles[position:] = bundles
+            if position <= len(self._put):
+                self._put[position:] = those
             self._changed.notify_all()
-            return len(self._bundles)
+            return len(self._put)
 
     async def close(self) -> None:
         """Nothing more will be put."""
@@ -72,11 +73,44 @@ class Mailbox:
         """Whether no more is wanted."""
         return self._closed
 
-    async def take(self, position: int) -> Bundle | None:
-        """The bundle at this position, once it is there; None after the last."""
+    async def take(self, position: int) -> Any:
+        """What is at this position, once it is there; None after the last."""
         async with self._changed:
-            await self._changed.wait_for(lambda: self._closed or position < len(self._bundles))
-            return self._bundles[position] if position < len(self._bundles) else None
+            await self._changed.wait_for(lambda: self._closed or position < len(self._put))
+            return self._put[position] if position < len(self._put) else None
+
+
+class Desk(Mailbox):
+    """An actor between the driver, who puts jobs, and the workers of a training, who take them in
+    turn, report, and say when they have finished one.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._workers: list[Any] = []
+        self._entries: list[Any] = []
+        self._finished = 0
+
+    async def enter(self, worker: Any) -> None:
+        """The handle of a worker."""
+        self._workers.append(worker)
+
+    async def add(self, entry: Any) -> None:
+        """Keep an entry until the driver fetches it."""
+        self._entries.append(entry)
+
+    async def finish(self) -> None:
+        """One worker has finished one job."""
+        self._finished += 1
+
+    async def collect(self) -> tuple[list[Any], int]:
+        """All entries since the last call, oldest first, and how often a job was finished."""
+        entries, self._entries = self._entries, []
+        return entries, self._finished
+
+    async def workers(self) -> list[Any]:
+        """Those that have entered."""
+        return self._workers
 
 
 class UnitStages:

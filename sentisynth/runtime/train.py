@@ -1,39 +1,28 @@
-"""Ray Train: runs a training job of `training.jobs` on workers, and again if they are killed."""
+"""Trainings on Ray Train: a job of `training.jobs` on workers, and again if they are killed."""
 
-import logging
 import secrets
-import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
-import ray.train
 import torch
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sentisynth import signals
 from sentisynth.config.types import TrainConfig
 from sentisynth.data.storage import is_remote
 from sentisynth.errors import SentisynthError, TrainingError
-from sentisynth.models.devices import check_gpu, memory_guarded
-from sentisynth.runtime.actors import Reports
-from sentisynth.runtime.leaving import leave_in_time
 from sentisynth.runtime.placement import place_training, place_training_on_a_node
 from sentisynth.runtime.ray_cluster import cluster_resources
+from sentisynth.runtime.worker_group import KeptGroup, Shape, WorkerGroup, kept_group
 from sentisynth.training.checkpoint import read_progress
+from sentisynth.training.engine import chosen_engine
 from sentisynth.training.loop import Report
 
 Job = Callable[[Report, str], None]
-_POLL_S = 0.5
-_LESS_MEMORY = "lower train.micro_batch_size, or set train.gradient_checkpointing=true"
 _PEER_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -43,6 +32,7 @@ def run_training(
     work: Path,
     on_report: Report,
     on_restart: Callable[[int, str], None],
+    kept: KeptGroup | None = None,
 ) -> None:
     """Run `job(report, attempt)` on every worker; what the first reports goes to `on_report`.
 
@@ -51,24 +41,28 @@ def run_training(
     again, and `on_restart(times, reason)` is told, until that has happened `config.max_restarts`
     times in a row without a checkpoint between; a job's own error is raised at once. Ray Train's
     own retries do not tell the two apart. Raises the SentisynthError of a worker as it is, and
-    TrainingError.
+    TrainingError; what `on_report` raises is raised at the end, since a record that cannot be
+    written ends no training.
+
+    Workers are taken from `kept`, and left there, where one process may run several jobs.
     """
-    resources = cluster_resources()
-    place = place_training_on_a_node if is_remote(work) else place_training
-    placed = place(config, resources)
-    with _passing_on(on_report) as reports:
+    on_one_node = is_remote(work)
+    place = place_training_on_a_node if on_one_node else place_training
+    placed = place(config, cluster_resources())
+    shape = Shape(
+        workers=config.workers, cpus=placed["CPU"], gpus=placed["GPU"], on_one_node=on_one_node
+    )
+    refused: list[SentisynthError] = []
 
-        def worker(attempt: str) -> None:
-            leave_in_time()
-            if placed["GPU"]:
-                check_gpu()
-            torch.set_num_threads(int(placed["CPU"]))
-            first = ray.train.get_context().get_world_rank() == 0
-            with memory_guarded("training", _LESS_MEMORY):
-                job(lambda entry: ray.get(reports.add.remote(entry)) if first else None, attempt)
+    def pass_on(entry: dict[str, Any]) -> None:
+        try:
+            on_report(entry)
+        except SentisynthError as error:
+            refused.append(error)
 
-        deaths, times, step = 0, 0, read_progress(work).step
-        while (error := _attempt(worker, config.workers, placed, work)) is not None:
+    deaths, times, step = 0, 0, read_progress(work).step
+    with _groups(kept, config, work) as groups:
+        while (error := _attempt(groups.of(shape), job, pass_on)) is not None:
             reason = _death(error)
             reached = read_progress(work).step
             deaths = 1 if reached > step else deaths + 1
@@ -80,94 +74,41 @@ def run_training(
                     f"train.micro_batch_size"
                 )
             on_restart(times, reason)
+    if refused:
+        raise refused[0]
 
 
-def _attempt(
-    worker: Callable[[str], None], workers: int, placed: dict[str, float], work: Path
-) -> TrainingFailedError | None:
+def _groups(
+    kept: KeptGroup | None, config: TrainConfig, work: Path
+) -> AbstractContextManager[KeptGroup]:
+    """Where workers come from. Collectives, and what DeepSpeed keeps, are made for one training."""
+    if kept is not None and config.workers == 1 and chosen_engine(config) == "torch":
+        return nullcontext(kept)
+    return kept_group(Path(tempfile.mkdtemp()) if is_remote(work) else work / "ray")
+
+
+def _attempt(group: WorkerGroup, job: Job, on_report: Report) -> TrainingFailedError | None:
     """Run it on all workers; returns the error if one of them was lost, raises any other."""
-    logging.getLogger("ray.train").setLevel(logging.CRITICAL)
-    # Ray Train's own notes; nothing of ours is in them
-    storage = Path(tempfile.mkdtemp()) if is_remote(work) else work / "ray"
     attempt = secrets.token_hex(8)
-    # one worker needs no process group, whose store would listen on all of the node's addresses
-    kind = TorchTrainer if workers > 1 else DataParallelTrainer
-    trainer = kind(
-        lambda: worker(attempt),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
-            use_gpu=placed["GPU"] > 0,
-            resources_per_worker={k: v for k, v in placed.items() if v},
-            placement_strategy="STRICT_PACK" if is_remote(work) else "PACK",
-        ),
-        run_config=ray.train.RunConfig(
-            storage_path=str(storage),
-            name="train",
-            failure_config=ray.train.FailureConfig(max_failures=0),
-        ),
-    )
-    try:
-        with _own_interrupts():
-            trainer.fit()
-    except TrainingFailedError as error:
-        own = _user_error(error)
-        if own is not None:
-            raise own from None
-        if not _death(error):
-            raise
-        if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources
-            raise TrainingError(
-                f"a training worker died as it started ({_death(error)}); the same command tries "
-                f"again"
-            ) from None
-        return error
-    finally:
-        shutil.rmtree(storage, ignore_errors=True)
-    return None
+    error = group.run(partial(_named, job, attempt), on_report)
+    if error is None:
+        return None
+    if not isinstance(error, TrainingFailedError):
+        raise error
+    own = _user_error(error)
+    if own is not None:
+        raise own from None
+    if not _death(error):
+        raise error
+    if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources
+        raise TrainingError(
+            f"a training worker died as it started ({_death(error)}); the same command tries again"
+        ) from None
+    return error
 
 
-@contextmanager
-def _passing_on(on_report: Report) -> Iterator[Any]:
-    """An actor that takes reports; a thread passes them on. What that raises is raised at the end:
-    a record that cannot be written ends no training.
-    """
-    # beside the driver: a worker's node that is lost does not take it along
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    reports = ray.remote(Reports).options(num_cpus=0, scheduling_strategy=here).remote()
-    finished, errors = threading.Event(), []
-
-    def poll() -> None:
-        last = False
-        while not last:
-            last = finished.wait(_POLL_S)
-            for entry in ray.get(reports.take.remote()):
-                try:
-                    on_report(entry)
-                except SentisynthError as error:
-                    errors.append(error)
-
-    poller = threading.Thread(target=poll, daemon=True)
-    poller.start()
-    try:
-        yield reports
-    finally:
-        finished.set()
-        poller.join()
-        ray.kill(reports)
-    if errors:
-        raise errors[0]
-
-
-@contextmanager
-def _own_interrupts() -> Iterator[None]:
-    """Ray Train answers Ctrl-C by leaving with status 0, and keeps its handler afterwards: a
-    stopped training is no success, and what comes next is ours to stop.
-    """
-    with signals.kept():
-        try:
-            yield
-        except SystemExit:
-            raise signals.Stopped(signal.SIGINT) from None
+def _named(job: Job, attempt: str, report: Report) -> None:
+    job(report, attempt)
 
 
 def _causes(error: TrainingFailedError) -> Iterator[BaseException]:

@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.data.files import read_json
 from sentisynth.errors import ModelError, TrackingError, TrainingError
 from sentisynth.runtime.train import run_training
+from sentisynth.runtime.worker_group import kept_group
 from sentisynth.training.jobs import teach
 from sentisynth.training.loop import Report
 from tests.conftest import reviews
@@ -171,30 +173,49 @@ def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: N
     assert told == [1]
 
 
-def test_a_workers_own_mistake_is_not_tried_again(tmp_path: Path, ray_session: None) -> None:
-    def job(report: Report, _: str) -> None:
-        raise ModelError("no such thing")
-
-    with pytest.raises(ModelError, match="^no such thing$"):
-        run_training(job, TrainConfig(), tmp_path, print, lambda *_: pytest.fail("tried again"))
-
-
-def test_a_report_that_cannot_be_passed_on_ends_no_training(
+def test_trainings_share_a_worker_until_one_fails_and_an_interrupt_ends_it_at_once(
     tmp_path: Path, ray_session: None
 ) -> None:
-    def job(report: Report, _: str) -> None:
-        for step in range(3):
-            report({"step": step})
+    pids: list[int] = []
+
+    def told(report: Report, _: str) -> None:
+        for _ in range(2):
+            report({"pid": os.getpid()})
         (tmp_path / "finished").touch()
 
-    def refused(entry: dict[str, float]) -> None:
-        told.append(entry["step"])
-        raise TrackingError("no store")
+    def mistaken(report: Report, _: str) -> None:
+        raise ModelError("no such thing")
 
-    told: list[float] = []
-    with pytest.raises(TrackingError, match="^no store$"):
-        run_training(job, TrainConfig(), tmp_path, refused, print)
-    assert told == [0, 1, 2] and (tmp_path / "finished").is_file()
+    def long(report: Report, _: str) -> None:
+        report({"pid": os.getpid()})
+        time.sleep(100)
+
+    def kept(entry: dict[str, int], error: BaseException | None = None) -> None:
+        pids.append(entry["pid"])
+        if error is not None:
+            raise error
+
+    def again(*_: object) -> None:
+        pytest.fail("tried again")
+
+    def trainings() -> None:
+        with kept_group(tmp_path / "ray") as group:
+            run = partial(run_training, config=TrainConfig(), work=tmp_path, on_restart=again)
+            run(told, on_report=kept, kept=group)
+            (tmp_path / "finished").unlink()
+            with pytest.raises(TrackingError, match="^no store$"):  # it ends no training
+                run(told, on_report=partial(kept, error=TrackingError("no store")), kept=group)
+            assert (tmp_path / "finished").is_file()
+            with pytest.raises(ModelError, match="^no such thing$"):
+                run(mistaken, on_report=print, kept=group)
+            run(long, on_report=partial(kept, error=KeyboardInterrupt()), kept=group)
+
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        trainings()
+    assert time.monotonic() - begun < 90
+    assert len(pids) == 5 and len(set(pids[:4])) == 1 and pids[4] != pids[0]
+    assert not any(psutil.pid_exists(pid) for pid in pids) and not (tmp_path / "ray").exists()
 
 
 AT_THE_START = """

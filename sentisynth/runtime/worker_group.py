@@ -1,0 +1,177 @@
+"""Workers of Ray Train that are started once and run one job after another.
+
+Ray Train runs one function on its workers. Here that is a loop that asks an actor for jobs:
+trainings of the same shape share the start, which takes longer than a small training.
+"""
+
+import gc
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+from ray import cloudpickle
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sentisynth.errors import TrainingError
+from sentisynth.models.devices import check_gpu, memory_guarded
+from sentisynth.runtime.actors import Desk
+from sentisynth.runtime.leaving import leave_in_time
+
+Report = Callable[[dict[str, Any]], None]
+Job = Callable[[Report], None]
+_POLL_S = 0.25
+_LONGEST_END_S = 15
+_LESS_MEMORY = "lower train.micro_batch_size, or set train.gradient_checkpointing=true"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How many workers, and what each is given."""
+
+    workers: int
+    cpus: float
+    gpus: float
+    on_one_node: bool
+
+
+class WorkerGroup:
+    """Workers of one shape. They end with the first job that fails, and with the first of them that
+    is lost.
+    """
+
+    def __init__(self, shape: Shape, storage: Path) -> None:
+        """Ray Train keeps notes under `storage`, which all nodes share; nothing of ours."""
+        self.shape, self._storage, self._jobs = shape, storage, 0
+        # beside the driver: a worker's node that is lost does not take it along
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 64}
+        self._desk: Any = ray.remote(Desk).options(**options).remote()
+        self._failed: BaseException | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        self._thread.start()
+
+    def run(self, job: Job, on_report: Report) -> BaseException | None:
+        """Run `job(report)` on every worker; what the first reports goes to `on_report`. Returns
+        what the group ended of, if it ended before the job.
+        """
+        ray.get(self._desk.put.remote(self._jobs, [cloudpickle.dumps(job)]))
+        self._jobs += 1
+        while True:
+            has_ended = self._ended.wait(_POLL_S)
+            entries, finished = ray.get(self._desk.collect.remote())
+            for entry in entries:
+                on_report(entry)
+            if finished == self._jobs * self.shape.workers:
+                return None
+            if has_ended:
+                return self._failed or TrainingError("Ray Train ended before its job")
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes another job."""
+        return not self._ended.is_set()
+
+    def end(self, *, at_once: bool) -> None:
+        """Let the workers go; `at_once` kills them in the middle of a job."""
+        ray.get(self._desk.close.remote())
+        if at_once:
+            for worker in ray.get(self._desk.workers.remote()):
+                ray.kill(worker)
+        self._thread.join(_LONGEST_END_S)
+        ray.kill(self._desk)
+        shutil.rmtree(self._storage, ignore_errors=True)
+
+    def _fit(self) -> None:
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        shape, desk = self.shape, self._desk
+        # one worker needs no process group, whose store would listen on all of the node's addresses
+        kind = TorchTrainer if shape.workers > 1 else DataParallelTrainer
+        given = {"CPU": shape.cpus, "GPU": shape.gpus}
+        try:
+            kind(
+                lambda: _work(desk, shape),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=shape.workers,
+                    use_gpu=shape.gpus > 0,
+                    resources_per_worker={k: v for k, v in given.items() if v},
+                    placement_strategy="STRICT_PACK" if shape.on_one_node else "PACK",
+                ),
+                run_config=ray.train.RunConfig(
+                    storage_path=str(self._storage),
+                    name="train",
+                    failure_config=ray.train.FailureConfig(max_failures=0),
+                ),
+            ).fit()
+        except BaseException as error:  # noqa: BLE001  the thread that asks raises it
+            self._failed = error
+        finally:
+            self._ended.set()
+
+
+def _work(desk: Any, shape: Shape) -> None:
+    """What a worker does."""
+    leave_in_time()
+    if shape.gpus:
+        check_gpu()
+    torch.set_num_threads(int(shape.cpus))
+    is_first = ray.train.get_context().get_world_rank() == 0
+    ray.get(desk.enter.remote(ray.get_runtime_context().current_actor))
+
+    def report(entry: dict[str, Any]) -> None:
+        if is_first:
+            ray.get(desk.add.remote(entry))
+
+    position = 0
+    while (job := ray.get(desk.take.remote(position))) is not None:
+        with memory_guarded("training", _LESS_MEMORY):
+            cloudpickle.loads(job)(report)
+        del job
+        gc.collect()  # the next may need the memory
+        if shape.gpus:
+            torch.cuda.empty_cache()
+        ray.get(desk.finish.remote())
+        position += 1
+
+
+class KeptGroup:
+    """A place for a group between two trainings."""
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+        self._group: WorkerGroup | None = None
+
+    def of(self, shape: Shape) -> WorkerGroup:
+        """The group that is there, if it is of this shape and alive; else a new one."""
+        if self._group is None or self._group.shape != shape or not self._group.is_alive:
+            self.end(at_once=False)
+            self._group = WorkerGroup(shape, self._storage)
+        return self._group
+
+    def end(self, *, at_once: bool) -> None:
+        """Let the group go, if there is one."""
+        group, self._group = self._group, None
+        if group is not None:
+            group.end(at_once=at_once)
+
+
+@contextmanager
+def kept_group(storage: Path) -> Iterator[KeptGroup]:
+    """Workers that may be used more than once in the block; see WorkerGroup for `storage`."""
+    kept = KeptGroup(storage)
+    try:
+        yield kept
+    except BaseException:
+        kept.end(at_once=True)
+        raise
+    kept.end(at_once=False)
