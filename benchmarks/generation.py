@@ -29,7 +29,12 @@ from engines import NEW, PROMPT
 from environment import environment
 
 HERE = Path(__file__).parent
-CPU_ENGINES = ["ours", "transformers", "openvino", "openvino-exact"]  # in the precision that ours takes there
+CPU_ENGINES = [
+    "ours",
+    "transformers",
+    "openvino",
+    "openvino-exact",
+]  # in the precision that ours takes there
 GPU_ENGINES = ["ours:bf16", "transformers:bf16", "transformers-static:bf16", "vllm:bf16"]
 END_LOGIT = 2.5  # about one token in 22 is the end then; found by trial
 

@@ -13,6 +13,7 @@ from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
 _CODE_VERSION = 5  # raise it when the same plan would give other bytes
+_FP16_VERSION = 2  # the same of synthesis.precision=fp16 alone
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
 _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 
@@ -53,6 +54,8 @@ def _parts(session: Session) -> dict[str, Any]:
         decided["unit_size"] = synthesis.unit_size
     if synthesis.precision != "auto":
         decided["precision"] = [synthesis.precision] * len(pools)
+    if synthesis.precision == "fp16":
+        decided["fp16"] = _FP16_VERSION
     return {
         "code": _CODE_VERSION,
         "seed": config.seed,
@@ -87,7 +90,9 @@ def _unit_size(session: Session) -> int:
         share = device.memory * min(placed.gpus, 1.0)
         return rows_that_fit(generator, config, int(_SHARE_OF_GPU * share), _MOST_ON_GPU)
     share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
-    return rows_that_fit(generator, config, int(_SHARE_OF_RAM * share), _MOST_ON_CPU)
+    memory = int(_SHARE_OF_RAM * share)
+    has_two = config.synthesis.precision == "fp16"  # weights in fp32 beside those in fp16
+    return rows_that_fit(generator, config, memory, _MOST_ON_CPU, weight=6 if has_two else 4)
 
 
 def refuse_other_machines(session: Session, parts: dict[str, Any]) -> None:

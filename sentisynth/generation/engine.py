@@ -109,14 +109,13 @@ def engine_of(path: Path, name: str) -> str:
     return choose_engine(name, read_config(path))
 
 
-def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int) -> int:
+def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int, weight: int = 4) -> int:
     """The largest batch, `most` or a half, a quarter … of it and at least eight, that the generator
-    in `path` is likely to run in so many bytes.
+    in `path` is likely to run in so many bytes, of which each of its weights takes `weight`.
     """
     model = read_config(path).get_text_config()
     width, layers = model.hidden_size, model.num_hidden_layers
-    each = 6 if config.synthesis.precision == "fp16" else 4  # on CPUs in fp32 and in fp16
-    weights = each * (model.vocab_size + 12 * layers * width) * width
+    weights = weight * (model.vocab_size + 12 * layers * width) * width
     longest = config.synthesis.sampling.max_new_tokens + _LONGEST_PROMPT
     # keys and values, logits with what the sampler makes of them, activations; four bytes each
     row = 4 * (2 * layers * width * longest + 4 * model.vocab_size + 32 * width)

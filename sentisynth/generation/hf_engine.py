@@ -9,6 +9,7 @@ from sentisynth.config.types import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.sampling import until_end
+from sentisynth.models.devices import working_dtype
 from sentisynth.models.inference import cast_weights
 from sentisynth.seeding import derive_seed
 
@@ -21,7 +22,7 @@ class TransformersEngine:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
     ) -> None:
-        cast_weights(model, dtype)
+        cast_weights(model, working_dtype(dtype, model.device))
         self._model = model
         self._pad_id, self._eos_id = tokenizer.pad_token_id, tokenizer.eos_token_id
 

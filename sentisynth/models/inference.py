@@ -5,7 +5,6 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sentisynth.models.deberta import DisentangledAttention, use_fast_attention
-from sentisynth.models.devices import working_dtype
 from sentisynth.models.linear import FUSED, is_linear, linear_of
 
 _LAID_OUT = (  # others may read the weights of their layers themselves
@@ -25,7 +24,7 @@ def lay_out(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     cast_weights(model.base_model, dtype)
     for module in model.base_model.modules():
         if isinstance(module, DisentangledAttention):
-            module.to(working_dtype(dtype, model.device))
+            module.to(dtype)
     if model.config.model_type not in _LAID_OUT:
         return _with_head_cast(model)
     for module in list(model.modules()):
@@ -43,12 +42,9 @@ def lay_out(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast parameters in place, but no buffers: rotary frequencies stay in fp32. To fp16 on a CPU,
-    they are rounded and stay in fp32.
-    """
+    """Cast parameters in place, but no buffers: rotary frequencies stay in fp32."""
     for parameter in model.parameters():
-        data = parameter.data.to(dtype)
-        parameter.data = data.to(working_dtype(dtype, data.device))
+        parameter.data = parameter.data.to(dtype)
 
 
 def _with_head_cast(model: PreTrainedModel) -> PreTrainedModel:

@@ -83,8 +83,8 @@ def _multiplies(dtype: torch.dtype) -> bool:
 
 
 def _multiplies_half() -> bool:
-    """Whether FBGEMM, which takes weights in fp16, is there and does the work of torch's ops."""
-    return torch.backends.quantized.engine in ("x86", "fbgemm", "onednn")
+    """Whether FBGEMM, which takes weights in fp16, does the work of torch's quantized ops."""
+    return torch.backends.quantized.engine in ("x86", "fbgemm")
 
 
 def is_linear(module: object) -> bool:

@@ -89,7 +89,7 @@ class Desk(Mailbox):
         super().__init__()
         self._workers: list[Any] = []
         self._entries: list[Any] = []
-        self._finished = 0
+        self._begun, self._finished = 0, 0
 
     async def enter(self, worker: Any) -> None:
         """The handle of a worker."""
@@ -99,14 +99,24 @@ class Desk(Mailbox):
         """Keep an entry until the driver fetches it."""
         self._entries.append(entry)
 
+    async def take(self, position: int) -> Any:
+        """The job at this position, once it is there; None when no more is wanted."""
+        return None if self._closed else await super().take(position)
+
+    async def begin(self, position: int) -> None:
+        """A worker has the job at this position; one that asked may be gone before it is there."""
+        self._begun = max(self._begun, position + 1)
+
     async def finish(self) -> None:
         """One worker has finished one job."""
         self._finished += 1
 
-    async def collect(self) -> tuple[list[Any], int]:
-        """All entries since the last call, oldest first, and how often a job was finished."""
+    async def collect(self) -> tuple[list[Any], int, int]:
+        """All entries since the last call, oldest first, how many jobs were begun, and how often
+        one was finished.
+        """
         entries, self._entries = self._entries, []
-        return entries, self._finished
+        return entries, self._begun, self._finished
 
     async def workers(self) -> list[Any]:
         """Those that have entered."""

@@ -17,7 +17,7 @@ from sentisynth.data.storage import is_remote
 from sentisynth.errors import SentisynthError, TrainingError
 from sentisynth.runtime.placement import place_training, place_training_on_a_node
 from sentisynth.runtime.ray_cluster import cluster_resources
-from sentisynth.runtime.worker_group import KeptGroup, Shape, WorkerGroup, kept_group
+from sentisynth.runtime.worker_group import KeptGroup, Shape, kept_group
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.engine import chosen_engine
 from sentisynth.training.loop import Report
@@ -62,7 +62,7 @@ def run_training(
 
     deaths, times, step = 0, 0, read_progress(work).step
     with _groups(kept, config, work) as groups:
-        while (error := _attempt(groups.of(shape), job, pass_on)) is not None:
+        while (error := _attempt(groups, shape, job, pass_on)) is not None:
             reason = _death(error)
             reached = read_progress(work).step
             deaths = 1 if reached > step else deaths + 1
@@ -84,13 +84,17 @@ def _groups(
     """Where workers come from. Collectives, and what DeepSpeed keeps, are made for one training."""
     if kept is not None and config.workers == 1 and chosen_engine(config) == "torch":
         return nullcontext(kept)
+    if kept is not None:
+        kept.end(at_once=False)  # what it holds is needed
     return kept_group(Path(tempfile.mkdtemp()) if is_remote(work) else work / "ray")
 
 
-def _attempt(group: WorkerGroup, job: Job, on_report: Report) -> TrainingFailedError | None:
+def _attempt(
+    groups: KeptGroup, shape: Shape, job: Job, on_report: Report
+) -> TrainingFailedError | None:
     """Run it on all workers; returns the error if one of them was lost, raises any other."""
     attempt = secrets.token_hex(8)
-    error = group.run(partial(_named, job, attempt), on_report)
+    error = groups.run(shape, partial(_named, job, attempt), on_report)
     if error is None:
         return None
     if not isinstance(error, TrainingFailedError):

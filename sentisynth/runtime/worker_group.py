@@ -6,10 +6,12 @@ trainings of the same shape share the start, which takes longer than a small tra
 
 import gc
 import logging
+import secrets
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,10 +53,12 @@ class WorkerGroup:
 
     def __init__(self, shape: Shape, storage: Path) -> None:
         """Ray Train keeps notes under `storage`, which all nodes share; nothing of ours."""
-        self.shape, self._storage, self._jobs = shape, storage, 0
+        self.shape, self._storage = shape, storage
+        self._jobs, self._begun = 0, 0
         # beside the driver: a worker's node that is lost does not take it along
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": 64}
+        many = shape.workers + 8  # each worker may wait in a call
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": many}
         self._desk: Any = ray.remote(Desk).options(**options).remote()
         self._failed: BaseException | None = None
         self._ended = threading.Event()
@@ -69,7 +73,7 @@ class WorkerGroup:
         self._jobs += 1
         while True:
             has_ended = self._ended.wait(_POLL_S)
-            entries, finished = ray.get(self._desk.collect.remote())
+            entries, self._begun, finished = ray.get(self._desk.collect.remote())
             for entry in entries:
                 on_report(entry)
             if finished == self._jobs * self.shape.workers:
@@ -78,19 +82,29 @@ class WorkerGroup:
                 return self._failed or TrainingError("Ray Train ended before its job")
 
     @property
+    def was_lost_idle(self) -> bool:
+        """Whether it ended between two jobs, and the second was not begun."""
+        return self._ended.is_set() and 0 < self._begun < self._jobs
+
+    @property
     def is_alive(self) -> bool:
         """Whether it takes another job."""
         return not self._ended.is_set()
 
     def end(self, *, at_once: bool) -> None:
-        """Let the workers go; `at_once` kills them in the middle of a job."""
-        ray.get(self._desk.close.remote())
-        if at_once:
-            for worker in ray.get(self._desk.workers.remote()):
-                ray.kill(worker)
-        self._thread.join(_LONGEST_END_S)
-        ray.kill(self._desk)
-        shutil.rmtree(self._storage, ignore_errors=True)
+        """Let the workers go; `at_once` kills them in the middle of a job, and those that start."""
+        try:
+            ray.get(self._desk.close.remote())
+            until = time.monotonic() + _LONGEST_END_S
+            while not self._ended.wait(_POLL_S) and time.monotonic() < until:
+                for worker in ray.get(self._desk.workers.remote()) if at_once else ():
+                    ray.kill(worker)
+        except ray.exceptions.RayError:
+            pass  # the desk is gone, or the session is: then they are, too
+        finally:
+            with suppress(ray.exceptions.RayError):
+                ray.kill(self._desk)
+            shutil.rmtree(self._storage, ignore_errors=True)
 
     def _fit(self) -> None:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
@@ -109,8 +123,10 @@ class WorkerGroup:
                 ),
                 run_config=ray.train.RunConfig(
                     storage_path=str(self._storage),
-                    name="train",
-                    failure_config=ray.train.FailureConfig(max_failures=0),
+                    name=secrets.token_hex(4),
+                    failure_config=ray.train.FailureConfig(
+                        max_failures=0, max_preemption_failures=0
+                    ),
                 ),
             ).fit()
         except BaseException as error:  # noqa: BLE001  the thread that asks raises it
@@ -124,7 +140,6 @@ def _work(desk: Any, shape: Shape) -> None:
     leave_in_time()
     if shape.gpus:
         check_gpu()
-    torch.set_num_threads(int(shape.cpus))
     is_first = ray.train.get_context().get_world_rank() == 0
     ray.get(desk.enter.remote(ray.get_runtime_context().current_actor))
 
@@ -134,6 +149,8 @@ def _work(desk: Any, shape: Shape) -> None:
 
     position = 0
     while (job := ray.get(desk.take.remote(position))) is not None:
+        ray.get(desk.begin.remote(position))
+        torch.set_num_threads(int(shape.cpus))
         with memory_guarded("training", _LESS_MEMORY):
             cloudpickle.loads(job)(report)
         del job
@@ -151,8 +168,16 @@ class KeptGroup:
         self._storage = storage
         self._group: WorkerGroup | None = None
 
-    def of(self, shape: Shape) -> WorkerGroup:
-        """The group that is there, if it is of this shape and alive; else a new one."""
+    def run(self, shape: Shape, job: Job, on_report: Report) -> BaseException | None:
+        """As WorkerGroup.run, by the group that is there if it is of this shape and alive, else by
+        a new one.
+        """
+        error = self._of(shape).run(job, on_report)
+        if self._group is not None and self._group.was_lost_idle:
+            error = self._of(shape).run(job, on_report)
+        return error
+
+    def _of(self, shape: Shape) -> WorkerGroup:
         if self._group is None or self._group.shape != shape or not self._group.is_alive:
             self.end(at_once=False)
             self._group = WorkerGroup(shape, self._storage)
@@ -160,9 +185,9 @@ class KeptGroup:
 
     def end(self, *, at_once: bool) -> None:
         """Let the group go, if there is one."""
-        group, self._group = self._group, None
-        if group is not None:
-            group.end(at_once=at_once)
+        if self._group is not None:
+            self._group.end(at_once=at_once)
+            self._group = None
 
 
 @contextmanager
@@ -171,7 +196,7 @@ def kept_group(storage: Path) -> Iterator[KeptGroup]:
     kept = KeptGroup(storage)
     try:
         yield kept
+        kept.end(at_once=False)
     except BaseException:
         kept.end(at_once=True)
         raise
-    kept.end(at_once=False)

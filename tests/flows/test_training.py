@@ -1,12 +1,16 @@
 """Trainings on Ray whose processes are killed: they go on, and end with the same weights."""
 
+import _thread
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import psutil
 import pyarrow.parquet as pq
@@ -18,8 +22,8 @@ from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.data.files import read_json
 from sentisynth.errors import ModelError, TrackingError, TrainingError
-from sentisynth.runtime.train import run_training
-from sentisynth.runtime.worker_group import kept_group
+from sentisynth.runtime.train import _groups, run_training
+from sentisynth.runtime.worker_group import KeptGroup, kept_group
 from sentisynth.training.jobs import teach
 from sentisynth.training.loop import Report
 from tests.conftest import reviews
@@ -173,49 +177,102 @@ def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: N
     assert told == [1]
 
 
+def tells(report: Report, _: str, path: Path) -> None:
+    for step in range(2):
+        report({"step": step, "pid": os.getpid()})
+    (path / "finished").touch()
+
+
+def tried_again(*_: object) -> None:
+    pytest.fail("tried again")
+
+
 def test_trainings_share_a_worker_until_one_fails_and_an_interrupt_ends_it_at_once(
     tmp_path: Path, ray_session: None
 ) -> None:
-    pids: list[int] = []
-
-    def told(report: Report, _: str) -> None:
-        for _ in range(2):
-            report({"pid": os.getpid()})
-        (tmp_path / "finished").touch()
+    told: list[dict[str, int]] = []
+    job = partial(tells, path=tmp_path)
+    run = partial(run_training, work=tmp_path, on_restart=tried_again)
 
     def mistaken(report: Report, _: str) -> None:
         raise ModelError("no such thing")
 
     def long(report: Report, _: str) -> None:
-        report({"pid": os.getpid()})
+        report({"step": 0, "pid": os.getpid()})
         time.sleep(100)
 
-    def kept(entry: dict[str, int], error: BaseException | None = None) -> None:
-        pids.append(entry["pid"])
+    def keep(entry: dict[str, int], error: BaseException | None = None) -> None:
+        told.append(entry)
         if error is not None:
             raise error
 
-    def again(*_: object) -> None:
-        pytest.fail("tried again")
-
     def trainings() -> None:
         with kept_group(tmp_path / "ray") as group:
-            run = partial(run_training, config=TrainConfig(), work=tmp_path, on_restart=again)
-            run(told, on_report=kept, kept=group)
+            run(job, TrainConfig(), on_report=keep, kept=group)
             (tmp_path / "finished").unlink()
+            refused = partial(keep, error=TrackingError("no store"))
             with pytest.raises(TrackingError, match="^no store$"):  # it ends no training
-                run(told, on_report=partial(kept, error=TrackingError("no store")), kept=group)
+                run(job, TrainConfig(), on_report=refused, kept=group)
             assert (tmp_path / "finished").is_file()
             with pytest.raises(ModelError, match="^no such thing$"):
-                run(mistaken, on_report=print, kept=group)
-            run(long, on_report=partial(kept, error=KeyboardInterrupt()), kept=group)
+                run(mistaken, TrainConfig(), on_report=print, kept=group)
+            run(long, TrainConfig(), on_report=partial(keep, error=KeyboardInterrupt()), kept=group)
 
     begun = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         trainings()
-    assert time.monotonic() - begun < 90
-    assert len(pids) == 5 and len(set(pids[:4])) == 1 and pids[4] != pids[0]
+    assert time.monotonic() - begun < 100
+    assert [entry["step"] for entry in told] == [0, 1, 0, 1, 0]
+    pids = [entry["pid"] for entry in told]
+    assert len(set(pids[:4])) == 1 and pids[4] != pids[0]
     assert not any(psutil.pid_exists(pid) for pid in pids) and not (tmp_path / "ray").exists()
+
+
+def test_a_training_that_cannot_share_lets_the_kept_workers_go(tmp_path: Path) -> None:
+    """It needs what they hold."""
+    ended: list[bool] = []
+    kept = cast(KeptGroup, SimpleNamespace(end=lambda at_once: ended.append(at_once)))
+    with _groups(kept, TrainConfig(), tmp_path) as found:
+        assert found is kept and not ended
+    for config in (TrainConfig(workers=2), TrainConfig(engine="deepspeed")):
+        with _groups(kept, config, tmp_path) as found:
+            assert found is not kept and ended.pop() is False
+
+
+@pytest.mark.chaos
+def test_a_worker_that_is_lost_between_trainings_is_replaced_and_counts_as_no_death(
+    tmp_path: Path, ray_session: None
+) -> None:
+    pids: list[int] = []
+    with kept_group(tmp_path / "ray") as group:
+        for _ in range(2):
+            run_training(
+                partial(tells, path=tmp_path),
+                TrainConfig(max_restarts=0),
+                tmp_path,
+                lambda entry: pids.append(entry["pid"]),
+                tried_again,
+                group,
+            )
+            os.kill(pids[-1], signal.SIGKILL)
+        two = TrainConfig(workers=2)  # a group of their own, with the CPUs that the first held
+        run_training(partial(tells, path=tmp_path), two, tmp_path, print, tried_again, group)
+    assert pids[0] == pids[1] != pids[2] == pids[3]
+
+
+@pytest.mark.chaos
+def test_an_interrupt_before_the_worker_is_there_runs_no_job(
+    tmp_path: Path, ray_session: None
+) -> None:
+    begun = time.monotonic()
+    threading.Timer(3, _thread.interrupt_main).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_training(
+            partial(tells, path=tmp_path), TrainConfig(), tmp_path, tried_again, tried_again
+        )
+    assert time.monotonic() - begun < 25
+    time.sleep(5)
+    assert not (tmp_path / "finished").exists()
 
 
 AT_THE_START = """
