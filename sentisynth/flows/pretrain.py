@@ -12,10 +12,11 @@ from sentisynth.errors import ModelError
 from sentisynth.flows.base_cards import base_model_card
 from sentisynth.flows.console import Console
 from sentisynth.flows.session import Workplace, workplace
-from sentisynth.flows.training import train_on_ray
+from sentisynth.flows.training import shared_workers, train_on_ray
 from sentisynth.models.loading import load_tokenizer, model_digest, resolve_model
 from sentisynth.runtime.corpus import check_rows, pack_corpus
 from sentisynth.runtime.tracking import StageLog
+from sentisynth.runtime.worker_group import KeptGroup
 from sentisynth.seeding import fingerprint
 from sentisynth.training.beginnings import check_masked_model, check_start, embed
 from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
@@ -47,10 +48,11 @@ def run_pretrain(
         if config.embeddings == "cooccurrence":
             _embed(place, config)
             inputs, number = [*inputs, "embeddings"], number + 1
-        if config.first is not None:
-            _train(place, config.first, "start", number, inputs)
-            inputs, number = [*inputs, "start"], number + 1
-        _train(place, config, "model", number, inputs)
+        with shared_workers(place) as workers:
+            if config.first is not None:
+                _train(place, config.first, "start", number, inputs, workers)
+                inputs, number = [*inputs, "start"], number + 1
+            _train(place, config, "model", number, inputs, workers)
         _show(place, config)
 
 
@@ -155,7 +157,12 @@ def _embed(place: Workplace, config: PretrainConfig) -> None:
 
 
 def _train(
-    place: Workplace, config: PretrainConfig, name: str, number: int, inputs: list[str]
+    place: Workplace,
+    config: PretrainConfig,
+    name: str,
+    number: int,
+    inputs: list[str],
+    workers: KeptGroup,
 ) -> None:
     values = config.model_dump(mode="json", exclude={"train": _OF_PLACEMENT})
     for key in ("name", "description", "tracking", "cluster", "text", "tokenizer"):
@@ -193,6 +200,7 @@ def _train(
         partial(pretrain, config),
         inputs,
         partial(base_model_card, config),
+        workers,
     )
 
 

@@ -32,9 +32,9 @@ _SHARED_OUT = {
 _CODE_VERSION = 2  # raise it when the same parts would give another model
 
 
-def shared_workers(session: Session) -> AbstractContextManager[KeptGroup]:
+def shared_workers(place: Workplace) -> AbstractContextManager[KeptGroup]:
     """Workers for the trainings of the block, started with the first of them."""
-    return kept_group(session.directory.path / ".training" / "ray")
+    return kept_group(place.directory.path / ".training" / "ray")
 
 
 def train_teacher(session: Session, workers: KeptGroup | None = None) -> None:
