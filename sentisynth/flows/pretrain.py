@@ -16,7 +16,7 @@ from sentisynth.flows.training import shared_workers, train_on_ray
 from sentisynth.models.loading import load_tokenizer, model_digest, resolve_model
 from sentisynth.runtime.corpus import check_rows, pack_corpus
 from sentisynth.runtime.tracking import StageLog
-from sentisynth.runtime.worker_group import KeptGroup
+from sentisynth.runtime.train import KeptGroup
 from sentisynth.seeding import fingerprint
 from sentisynth.training.beginnings import check_masked_model, check_start, embed
 from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain

@@ -16,9 +16,9 @@ from sentisynth.flows.console import training_line
 from sentisynth.flows.session import Session, Workplace
 from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model
+from sentisynth.runtime.recovery import run_training
 from sentisynth.runtime.tracking import StageLog
-from sentisynth.runtime.train import run_training
-from sentisynth.runtime.worker_group import KeptGroup, kept_group
+from sentisynth.runtime.train import KeptGroup, kept_group
 from sentisynth.seeding import fingerprint
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.jobs import ARMS, Arm, adapt, distil, teach

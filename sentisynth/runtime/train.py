@@ -1,118 +1,223 @@
-"""Trainings on Ray Train: a job of `training.jobs` on workers, and again if they are killed."""
+"""Ray Train: workers that are started once and run one job after another.
 
+It runs one function on its workers. Here that is a loop that asks an actor for jobs:
+trainings of the same shape share the start, which takes longer than a small training.
+"""
+
+import gc
+import logging
 import secrets
-import tempfile
+import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train
 import torch
+from ray import cloudpickle
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sentisynth.config.types import TrainConfig
-from sentisynth.data.storage import is_remote
 from sentisynth.errors import SentisynthError, TrainingError
-from sentisynth.runtime.placement import place_training, place_training_on_a_node
-from sentisynth.runtime.ray_cluster import cluster_resources
-from sentisynth.runtime.worker_group import KeptGroup, Shape, kept_group
-from sentisynth.training.checkpoint import read_progress
-from sentisynth.training.engine import chosen_engine
-from sentisynth.training.loop import Report
+from sentisynth.models.devices import check_gpu, memory_guarded
+from sentisynth.runtime.actors import Desk
+from sentisynth.runtime.leaving import leave_in_time
 
-Job = Callable[[Report, str], None]
+Report = Callable[[dict[str, Any]], None]
+Job = Callable[[Report], None]
+_POLL_S = 0.25
+_LONGEST_END_S = 15
 _PEER_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer")
+_LESS_MEMORY = "lower train.micro_batch_size, or set train.gradient_checkpointing=true"
 
 
-def run_training(
-    job: Job,
-    config: TrainConfig,
-    work: Path,
-    on_report: Report,
-    on_restart: Callable[[int, str], None],
-    kept: KeptGroup | None = None,
-) -> None:
-    """Run `job(report, attempt)` on every worker; what the first reports goes to `on_report`.
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """How many workers, and what each is given."""
 
-    The job keeps its checkpoints in `work`: a directory that all nodes share, or a URI, and then
-    all workers are on one node. `attempt` names each start of them. Workers that die are started
-    again, and `on_restart(times, reason)` is told, until that has happened `config.max_restarts`
-    times in a row without a checkpoint between; a job's own error is raised at once. Ray Train's
-    own retries do not tell the two apart. Raises the SentisynthError of a worker as it is, and
-    TrainingError; what `on_report` raises is raised at the end, since a record that cannot be
-    written ends no training.
+    workers: int
+    cpus: float
+    gpus: float
+    on_one_node: bool
 
-    Workers are taken from `kept`, and left there, where one process may run several jobs.
+
+class WorkerGroup:
+    """Workers of one shape. They end with the first job that fails, and with the first of them that
+    is lost.
     """
-    on_one_node = is_remote(work)
-    place = place_training_on_a_node if on_one_node else place_training
-    placed = place(config, cluster_resources())
-    shape = Shape(
-        workers=config.workers, cpus=placed["CPU"], gpus=placed["GPU"], on_one_node=on_one_node
-    )
-    refused: list[SentisynthError] = []
 
-    def pass_on(entry: dict[str, Any]) -> None:
+    def __init__(self, shape: Shape, storage: Path) -> None:
+        """Ray Train keeps notes under `storage`, which all nodes share; nothing of ours."""
+        self.shape, self._storage = shape, storage
+        self._jobs, self._begun = 0, 0
+        # beside the driver: a worker's node that is lost does not take it along
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        many = shape.workers + 8  # each worker may wait in a call
+        options = {"num_cpus": 0, "scheduling_strategy": here, "max_concurrency": many}
+        self._desk: Any = ray.remote(Desk).options(**options).remote()
+        self._failed: BaseException | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
+        self._thread.start()
+
+    def run(self, job: Job, on_report: Report) -> str | None:
+        """Run `job(report)` on every worker; what the first reports goes to `on_report`. Returns
+        why a worker was lost, or None when the job is done. Raises its SentisynthError as it is.
+        """
+        ray.get(self._desk.put.remote(self._jobs, [cloudpickle.dumps(job)]))
+        self._jobs += 1
+        while True:
+            has_ended = self._ended.wait(_POLL_S)
+            entries, self._begun, finished = ray.get(self._desk.collect.remote())
+            for entry in entries:
+                on_report(entry)
+            if finished == self._jobs * self.shape.workers:
+                return None
+            if has_ended:
+                return _loss(self._failed or TrainingError("Ray Train ended before its job"))
+
+    @property
+    def was_lost_idle(self) -> bool:
+        """Whether it ended between two jobs, and the second was not begun."""
+        return self._ended.is_set() and 0 < self._begun < self._jobs
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it takes another job."""
+        return not self._ended.is_set()
+
+    def end(self, *, at_once: bool) -> None:
+        """Let the workers go; `at_once` kills them in the middle of a job, and those that start."""
         try:
-            on_report(entry)
-        except SentisynthError as error:
-            refused.append(error)
+            ray.get(self._desk.close.remote())
+            until = time.monotonic() + _LONGEST_END_S
+            while not self._ended.wait(_POLL_S) and time.monotonic() < until:
+                for worker in ray.get(self._desk.workers.remote()) if at_once else ():
+                    ray.kill(worker)
+        except ray.exceptions.RayError:
+            pass  # the desk is gone, or the session is: then they are, too
+        finally:
+            with suppress(ray.exceptions.RayError):
+                ray.kill(self._desk)
+            shutil.rmtree(self._storage, ignore_errors=True)
 
-    deaths, times, step = 0, 0, read_progress(work).step
-    with _groups(kept, config, work) as groups:
-        while (error := _attempt(groups, shape, job, pass_on)) is not None:
-            reason = _death(error)
-            reached = read_progress(work).step
-            deaths = 1 if reached > step else deaths + 1
-            times, step = times + 1, reached
-            if deaths > config.max_restarts:
-                raise TrainingError(
-                    f"training workers died {deaths} times in a row at step {step} ({reason}); "
-                    f"the same command goes on from there, with less memory a step if you lower "
-                    f"train.micro_batch_size"
-                )
-            on_restart(times, reason)
-    if refused:
-        raise refused[0]
+    def _fit(self) -> None:
+        logging.getLogger("ray.train").setLevel(logging.CRITICAL)
+        shape, desk = self.shape, self._desk
+        # one worker needs no process group, whose store would listen on all of the node's addresses
+        kind = TorchTrainer if shape.workers > 1 else DataParallelTrainer
+        given = {"CPU": shape.cpus, "GPU": shape.gpus}
+        try:
+            kind(
+                lambda: _work(desk, shape),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=shape.workers,
+                    use_gpu=shape.gpus > 0,
+                    resources_per_worker={k: v for k, v in given.items() if v},
+                    placement_strategy="STRICT_PACK" if shape.on_one_node else "PACK",
+                ),
+                run_config=ray.train.RunConfig(
+                    storage_path=str(self._storage),
+                    name=secrets.token_hex(4),
+                    failure_config=ray.train.FailureConfig(
+                        max_failures=0, max_preemption_failures=0
+                    ),
+                ),
+            ).fit()
+        except BaseException as error:  # noqa: BLE001  the thread that asks raises it
+            self._failed = error
+        finally:
+            self._ended.set()
 
 
-def _groups(
-    kept: KeptGroup | None, config: TrainConfig, work: Path
-) -> AbstractContextManager[KeptGroup]:
-    """Where workers come from. Collectives, and what DeepSpeed keeps, are made for one training."""
-    if kept is not None and config.workers == 1 and chosen_engine(config) == "torch":
-        return nullcontext(kept)
-    if kept is not None:
-        kept.end(at_once=False)  # what it holds is needed
-    return kept_group(Path(tempfile.mkdtemp()) if is_remote(work) else work / "ray")
+def _work(desk: Any, shape: Shape) -> None:
+    """What a worker does."""
+    leave_in_time()
+    if shape.gpus:
+        check_gpu()
+    is_first = ray.train.get_context().get_world_rank() == 0
+    ray.get(desk.enter.remote(ray.get_runtime_context().current_actor))
+
+    def report(entry: dict[str, Any]) -> None:
+        if is_first:
+            ray.get(desk.add.remote(entry))
+
+    position = 0
+    while (job := ray.get(desk.take.remote(position))) is not None:
+        ray.get(desk.begin.remote(position))
+        torch.set_num_threads(int(shape.cpus))
+        with memory_guarded("training", _LESS_MEMORY):
+            cloudpickle.loads(job)(report)
+        del job
+        gc.collect()  # the next may need the memory
+        if shape.gpus:
+            torch.cuda.empty_cache()
+        ray.get(desk.finish.remote())
+        position += 1
 
 
-def _attempt(
-    groups: KeptGroup, shape: Shape, job: Job, on_report: Report
-) -> TrainingFailedError | None:
-    """Run it on all workers; returns the error if one of them was lost, raises any other."""
-    attempt = secrets.token_hex(8)
-    error = groups.run(shape, partial(_named, job, attempt), on_report)
-    if error is None:
-        return None
+class KeptGroup:
+    """A place for a group between two trainings."""
+
+    def __init__(self, storage: Path) -> None:
+        self._storage = storage
+        self._group: WorkerGroup | None = None
+
+    def run(self, shape: Shape, job: Job, on_report: Report) -> str | None:
+        """As WorkerGroup.run, by the group that is there if it is of this shape and alive, else by
+        a new one.
+        """
+        group = self._of(shape)
+        loss = group.run(job, on_report)
+        return self._of(shape).run(job, on_report) if group.was_lost_idle else loss
+
+    def _of(self, shape: Shape) -> WorkerGroup:
+        if self._group is None or self._group.shape != shape or not self._group.is_alive:
+            self.end(at_once=False)
+            self._group = WorkerGroup(shape, self._storage)
+        return self._group
+
+    def end(self, *, at_once: bool) -> None:
+        """Let the group go, if there is one."""
+        if self._group is not None:
+            self._group.end(at_once=at_once)
+            self._group = None
+
+
+@contextmanager
+def kept_group(storage: Path) -> Iterator[KeptGroup]:
+    """Workers that may be used more than once in the block; see WorkerGroup for `storage`."""
+    kept = KeptGroup(storage)
+    try:
+        yield kept
+        kept.end(at_once=False)
+    except BaseException:
+        kept.end(at_once=True)
+        raise
+
+
+def _loss(error: BaseException) -> str:
+    """Why a worker was lost, in a few words. Raises the error where none was."""
     if not isinstance(error, TrainingFailedError):
         raise error
-    own = _user_error(error)
+    own = next((c for c in _causes(error) if isinstance(c, SentisynthError)), None)
     if own is not None:
         raise own from None
-    if not _death(error):
+    reason = _death(error)
+    if not reason:
         raise error
     if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources
         raise TrainingError(
-            f"a training worker died as it started ({_death(error)}); the same command tries again"
+            f"a training worker died as it started ({reason}); the same command tries again"
         ) from None
-    return error
-
-
-def _named(job: Job, attempt: str, report: Report) -> None:
-    job(report, attempt)
+    return reason
 
 
 def _causes(error: TrainingFailedError) -> Iterator[BaseException]:
@@ -125,10 +230,6 @@ def _causes(error: TrainingFailedError) -> Iterator[BaseException]:
             yield cause
             told = getattr(cause, "cause", None) or getattr(cause, "health_check_failure", None)
             cause = told or cause.__cause__
-
-
-def _user_error(error: TrainingFailedError) -> SentisynthError | None:
-    return next((c for c in _causes(error) if isinstance(c, SentisynthError)), None)
 
 
 def _death(error: TrainingFailedError) -> str:

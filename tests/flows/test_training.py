@@ -22,8 +22,8 @@ from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.data.files import read_json
 from sentisynth.errors import ModelError, TrackingError, TrainingError
-from sentisynth.runtime.train import _groups, run_training
-from sentisynth.runtime.worker_group import KeptGroup, kept_group
+from sentisynth.runtime.recovery import _groups, run_training
+from sentisynth.runtime.train import KeptGroup, kept_group
 from sentisynth.training.jobs import teach
 from sentisynth.training.loop import Report
 from tests.conftest import reviews
@@ -280,7 +280,7 @@ import os, pathlib, signal, sys
 from sentisynth.config.types import TrainConfig
 from sentisynth.errors import TrainingError
 from sentisynth.runtime.ray_cluster import connected
-from sentisynth.runtime.train import run_training
+from sentisynth.runtime.recovery import run_training
 
 with connected():
     try:

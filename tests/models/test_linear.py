@@ -58,7 +58,7 @@ def test_a_layer_its_activation_and_a_residual(activation: str | None, rows: int
         torch.testing.assert_close(found(x, residual), wanted + residual, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("engine", ["x86", "none"])
+@pytest.mark.parametrize("engine", ["x86", "onednn"])
 @pytest.mark.parametrize("activation", [None, "gelu_new"])
 @pytest.mark.parametrize("shape", [(1,), (2, 16), (33,), (300,)])
 @torch.inference_mode()

@@ -16,7 +16,7 @@ from sentisynth import cli
 def look(arguments):
     from sentisynth.config.types import TrainConfig
     from sentisynth.runtime.ray_cluster import connected
-    from sentisynth.runtime.train import run_training
+    from sentisynth.runtime.recovery import run_training
 
     def listening(report, attempt):
         me = psutil.Process(DRIVER)

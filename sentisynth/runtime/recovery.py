@@ -1,0 +1,91 @@
+"""Trainings whose workers may be lost: a job of `training.jobs`, again from its last checkpoint."""
+
+import secrets
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sentisynth.config.types import TrainConfig
+from sentisynth.data.storage import is_remote
+from sentisynth.errors import SentisynthError, TrainingError
+from sentisynth.runtime.placement import place_training, place_training_on_a_node
+from sentisynth.runtime.ray_cluster import cluster_resources
+from sentisynth.runtime.train import KeptGroup, Shape, kept_group
+from sentisynth.training.checkpoint import read_progress
+from sentisynth.training.engine import chosen_engine
+from sentisynth.training.loop import Report
+
+Job = Callable[[Report, str], None]
+
+
+def run_training(
+    job: Job,
+    config: TrainConfig,
+    work: Path,
+    on_report: Report,
+    on_restart: Callable[[int, str], None],
+    kept: KeptGroup | None = None,
+) -> None:
+    """Run `job(report, attempt)` on every worker; what the first reports goes to `on_report`.
+
+    The job keeps its checkpoints in `work`: a directory that all nodes share, or a URI, and then
+    all workers are on one node. `attempt` names each start of them. Workers that die are started
+    again, and `on_restart(times, reason)` is told, until that has happened `config.max_restarts`
+    times in a row without a checkpoint between; a job's own error is raised at once. Ray Train's
+    own retries do not tell the two apart. Raises the SentisynthError of a worker as it is, and
+    TrainingError; what `on_report` raises is raised at the end, since a record that cannot be
+    written ends no training.
+
+    Workers are taken from `kept`, and left there, where one process may run several jobs.
+    """
+    on_one_node = is_remote(work)
+    place = place_training_on_a_node if on_one_node else place_training
+    placed = place(config, cluster_resources())
+    shape = Shape(
+        workers=config.workers, cpus=placed["CPU"], gpus=placed["GPU"], on_one_node=on_one_node
+    )
+    refused: list[SentisynthError] = []
+
+    def pass_on(entry: dict[str, Any]) -> None:
+        try:
+            on_report(entry)
+        except SentisynthError as error:
+            refused.append(error)
+
+    deaths, times, step = 0, 0, read_progress(work).step
+    with _groups(kept, config, work) as groups:
+        while True:
+            named = partial(_named, job, secrets.token_hex(8))
+            reason = groups.run(shape, named, pass_on)
+            if reason is None:
+                break
+            reached = read_progress(work).step
+            deaths = 1 if reached > step else deaths + 1
+            times, step = times + 1, reached
+            if deaths > config.max_restarts:
+                raise TrainingError(
+                    f"training workers died {deaths} times in a row at step {step} ({reason}); "
+                    f"the same command goes on from there, with less memory a step if you lower "
+                    f"train.micro_batch_size"
+                )
+            on_restart(times, reason)
+    if refused:
+        raise refused[0]
+
+
+def _groups(
+    kept: KeptGroup | None, config: TrainConfig, work: Path
+) -> AbstractContextManager[KeptGroup]:
+    """Where workers come from. Collectives, and what DeepSpeed keeps, are made for one training."""
+    if kept is not None and config.workers == 1 and chosen_engine(config) == "torch":
+        return nullcontext(kept)
+    if kept is not None:
+        kept.end(at_once=False)  # what it holds is needed
+    return kept_group(Path(tempfile.mkdtemp()) if is_remote(work) else work / "ray")
+
+
+def _named(job: Job, attempt: str, report: Report) -> None:
+    job(report, attempt)
