@@ -236,8 +236,8 @@ class SynthesisConfig(Config):
     ours where it runs the model; `vllm` runs any on a GPU, if it is installed."""
     precision: Precision = "auto"
     """Arithmetic of generation and verification; auto is bf16 where the hardware multiplies it. On
-    a CPU, fp16 is how the batch engine keeps weights, which is faster in units of up to 64
-    candidates; all arithmetic is in fp32 then."""
+    a CPU, fp16 is how the batch engine keeps weights, which is faster in units of up to 32
+    candidates a thread; all arithmetic is in fp32 then."""
     sampling: SamplingConfig = SamplingConfig()
     screens: ScreensConfig = ScreensConfig()
     generate_pool: PoolConfig = PoolConfig()

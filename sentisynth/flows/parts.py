@@ -91,7 +91,9 @@ def _unit_size(session: Session) -> int:
         return rows_that_fit(generator, config, int(_SHARE_OF_GPU * share), _MOST_ON_GPU)
     share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
     memory = int(_SHARE_OF_RAM * share)
-    has_two = config.synthesis.precision == "fp16"  # weights in fp32 beside those in fp16
+    # the batch engine has weights in fp32 beside those in fp16
+    is_ours = engine_of(generator, config.synthesis.engine) == "batch"
+    has_two = is_ours and config.synthesis.precision == "fp16"
     return rows_that_fit(generator, config, memory, _MOST_ON_CPU, weight=6 if has_two else 4)
 
 

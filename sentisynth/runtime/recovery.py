@@ -47,12 +47,12 @@ def run_training(
     shape = Shape(
         workers=config.workers, cpus=placed["CPU"], gpus=placed["GPU"], on_one_node=on_one_node
     )
-    refused: list[SentisynthError] = []
+    refused: list[Exception] = []
 
     def pass_on(entry: dict[str, Any]) -> None:
         try:
             on_report(entry)
-        except SentisynthError as error:
+        except (SentisynthError, OSError) as error:
             refused.append(error)
 
     deaths, times, step = 0, 0, read_progress(work).step

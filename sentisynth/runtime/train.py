@@ -22,7 +22,7 @@ import torch
 from ray import cloudpickle
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentisynth.errors import SentisynthError, TrainingError
@@ -54,7 +54,7 @@ class WorkerGroup:
     """
 
     def __init__(self, shape: Shape, storage: Path) -> None:
-        """Ray Train keeps notes under `storage`, which all nodes share; nothing of ours."""
+        """Ray Train keeps notes under `storage`; nothing of ours."""
         self.shape, self._storage = shape, storage
         self._jobs, self._begun = 0, 0
         # beside the driver: a worker's node that is lost does not take it along
@@ -64,24 +64,32 @@ class WorkerGroup:
         self._desk: Any = ray.remote(Desk).options(**options).remote()
         self._failed: BaseException | None = None
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._fit, name="ray-train", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._fit, name="ray-train", daemon=True).start()
 
     def run(self, job: Job, on_report: Report) -> str | None:
         """Run `job(report)` on every worker; what the first reports goes to `on_report`. Returns
         why a worker was lost, or None when the job is done. Raises its SentisynthError as it is.
         """
-        ray.get(self._desk.put.remote(self._jobs, [cloudpickle.dumps(job)]))
+        self._asked(self._desk.put, self._jobs, [cloudpickle.dumps(job)])
         self._jobs += 1
         while True:
             has_ended = self._ended.wait(_POLL_S)
-            entries, self._begun, finished = ray.get(self._desk.collect.remote())
+            entries, self._begun, finished = self._asked(self._desk.collect)
             for entry in entries:
                 on_report(entry)
             if finished == self._jobs * self.shape.workers:
                 return None
             if has_ended:
                 return _loss(self._failed or TrainingError("Ray Train ended before its job"))
+
+    def _asked(self, method: Any, *arguments: Any) -> Any:
+        try:
+            return ray.get(method.remote(*arguments))
+        except ray.exceptions.RayActorError:
+            raise TrainingError(
+                "the process between this one and the training's workers was lost; the same "
+                "command goes on from the last checkpoint"
+            ) from None
 
     @property
     def was_lost_idle(self) -> bool:
@@ -94,7 +102,9 @@ class WorkerGroup:
         return not self._ended.is_set()
 
     def end(self, *, at_once: bool) -> None:
-        """Let the workers go; `at_once` kills them in the middle of a job, and those that start."""
+        """Let the workers go; `at_once` kills them in the middle of a job, and those that start.
+        Ray Train itself is not killed: it gives back what was reserved.
+        """
         try:
             ray.get(self._desk.close.remote())
             until = time.monotonic() + _LONGEST_END_S
@@ -102,11 +112,10 @@ class WorkerGroup:
                 for worker in ray.get(self._desk.workers.remote()) if at_once else ():
                     ray.kill(worker)
         except ray.exceptions.RayError:
-            pass  # the desk is gone, or the session is: then they are, too
+            pass  # the desk is gone, and nobody can ask it for a job
         finally:
             with suppress(ray.exceptions.RayError):
                 ray.kill(self._desk)
-            shutil.rmtree(self._storage, ignore_errors=True)
 
     def _fit(self) -> None:
         logging.getLogger("ray.train").setLevel(logging.CRITICAL)
@@ -201,6 +210,8 @@ def kept_group(storage: Path) -> Iterator[KeptGroup]:
     except BaseException:
         kept.end(at_once=True)
         raise
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)  # of a driver that was killed, too
 
 
 def _loss(error: BaseException) -> str:
@@ -210,7 +221,8 @@ def _loss(error: BaseException) -> str:
     own = next((c for c in _causes(error) if isinstance(c, SentisynthError)), None)
     if own is not None:
         raise own from None
-    reason = _death(error)
+    is_preempted = isinstance(error, PreemptionError)
+    reason = "a node was taken away" if is_preempted else _death(error)
     if not reason:
         raise error
     if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources
