@@ -18,7 +18,7 @@ import torch
 PROMPT = [50000, 11, 22, 33]
 NEW = 64
 SAMPLING = {"temperature": 0.8, "top_k": 50, "top_p": 0.95, "repetition_penalty": 1.2}
-CAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+CAST = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "int8": torch.int8}
 
 
 def device() -> torch.device:

@@ -7,14 +7,15 @@ Random weights of GPT-2 small's shape (124 M parameters, 50,257 tokens), a promp
 new ones, temperature 0.8, top-k 50, top-p 0.95, repetition penalty 1.2. Each engine runs in a
 process of its own, in turn in each repetition, so that all see the same weather. With `--ends`
 rows end as real texts do (the end token is made likely enough for some 22 tokens a row), and
-tokens are those before the end. The limit is computed from the rate of matrix products and the
-memory bandwidth that are measured in the same run. Peers: `pip install 'sentisynth[bench]'`;
-OpenVINO and CTranslate2 need the model in their own formats beside it
-(`benchmarks/export_peers.sh DIR`), and are left out otherwise.
+tokens are those before the end. The limit is that of an engine's precision, from the rate of
+matrix products and the memory bandwidth that are measured in the same run. Peers:
+`pip install 'sentisynth[bench]'`; OpenVINO and CTranslate2 need the model in their own formats
+beside it (`benchmarks/export_peers.sh DIR`), and are left out otherwise.
 """
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -90,9 +91,11 @@ def make_model(directory: Path) -> None:
 
 
 def limits(threads: int) -> dict[str, float]:
-    """Measured: TFLOP/s of bf16 products at 256 rows with laid-out weights, and bytes a second."""
+    """Measured: TFLOP/s of products at 256 rows with laid-out weights, and bytes a second."""
     torch.set_num_threads(threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from sentisynth.models.devices import multiplies_int8
+    from sentisynth.models.int8 import Int8Linear
     from sentisynth.models.linear import Linear
 
     found = {}
@@ -103,6 +106,10 @@ def limits(threads: int) -> dict[str, float]:
             x = torch.randn(size, 768, dtype=dtype, device=device)
             seconds = best(partial(layer, x), device)
             found[f"{name} TFLOP/s"] = 2 * size * 768 * 3072 / seconds / 1e12
+        if multiplies_int8(device.type):
+            product = Int8Linear(torch.randn(3072, 768), None).product
+            seconds = best(partial(product, torch.ones(size, 768, dtype=torch.uint8)), device)
+            found["int8 TFLOP/s"] = 2 * size * 768 * 3072 / seconds / 1e12
         source = torch.ones(2**27, dtype=torch.float32, device=device)
         found["GB/s"] = source.nbytes / best(source.sum, device, 5) / 1e9
     return {name: round(value, 3) for name, value in found.items()}
@@ -126,9 +133,12 @@ def limit(batch: int, measured: dict[str, float], precision: str) -> float:
     parameters, layers, width = 124_400_000, 12, 768
     half = "bf16" if torch.cuda.is_available() else "fp32"  # what fp16 is multiplied as fast as
     rate = half if precision == "fp16" else precision
-    size = 4 if rate == "fp32" else 2
+    if f"{rate} TFLOP/s" not in measured:
+        return math.nan
+    size = 2 if rate == "bf16" else 4
     products = 2 * parameters * batch / (measured[f"{rate} TFLOP/s"] * 1e12)
-    weights = parameters * (4 if precision == "fp32" else 2) / (measured["GB/s"] * 1e9)
+    bytes_each = {"fp32": 4, "int8": 1}.get(precision, 2)
+    weights = parameters * bytes_each / (measured["GB/s"] * 1e9)
     cache = 2 * layers * width * size * batch * (len(PROMPT) + NEW / 2) / (measured["GB/s"] * 1e9)
     return batch / (max(products, weights) + cache)
 
@@ -188,28 +198,28 @@ def main() -> None:
 
 def cpu_engines() -> list[str]:
     """The engines of a CPU: bf16 where it multiplies that; where it does not, fp32, and ours with
-    weights in fp16 too.
+    weights in fp16 too. Ours in int8 where that is multiplied.
     """
-    from sentisynth.models.devices import inference_dtype
+    from sentisynth.models.devices import inference_dtype, multiplies_int8
 
     has_bf16 = inference_dtype("auto", torch.device("cpu")) == torch.bfloat16
     precision = "bf16" if has_bf16 else "fp32"
     more = [] if has_bf16 else ["ours:fp16"]
+    more += ["ours:int8"] if multiplies_int8("cpu") else []
     return [*(f"{name}:{precision}" for name in CPU_ENGINES), *more, "ctranslate2:int8"]
 
 
 def print_table(batch: int, rates: dict[str, list[float]], measured: dict[str, float]) -> None:
     medians = {name: statistics.median(found) for name, found in rates.items()}
     own = next((name for name in rates if name.startswith("ours:")), "ours:bf16")
-    precision = own.removeprefix("ours:")
     ours = medians.get(own) or max(medians.values())
-    bound = limit(batch, measured, precision)
-    print(f"\nbatch {batch}   limit {bound:,.0f} tokens/s ({precision})   {measured}")
+    bounds = {name: limit(batch, measured, name.split(":")[1]) for name in rates}
+    print(f"\nbatch {batch}   measured {measured}")
     print(f"{'engine':24} {'tokens/s':>10} {'min':>9} {'max':>9} {'ours / it':>10} {'of limit':>9}")
     for name, found in rates.items():
         print(
             f"{name:24} {medians[name]:10,.0f} {min(found):9,.0f} {max(found):9,.0f} "
-            f"{ours / medians[name]:10.2f} {medians[name] / bound:9.0%}",
+            f"{ours / medians[name]:10.2f} {medians[name] / bounds[name]:9.0%}",
             flush=True,
         )
 

@@ -19,6 +19,7 @@ from sentisynth.config.checks import as_weights
 from sentisynth.config.outside import ClusterConfig, TrackingConfig
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+SynthesisPrecision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 SweepKind = Literal["alpha-beta", "alpha", "beta", "tau", "temperature", "size", "arms"]
 
 
@@ -234,10 +235,11 @@ class SynthesisConfig(Config):
     engine: Literal["auto", "batch", "transformers", "vllm"] = "auto"
     """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model; auto takes
     ours where it runs the model; `vllm` runs any on a GPU, if it is installed."""
-    precision: Precision = "auto"
+    precision: SynthesisPrecision = "auto"
     """Arithmetic of generation and verification; auto is bf16 where the hardware multiplies it. On
     a CPU, fp16 is how the batch engine keeps weights, which is faster in units of up to 32
-    candidates a thread; all arithmetic is in fp32 then."""
+    candidates a thread; all arithmetic is in fp32 then. int8 has the batch engine multiply bytes,
+    on CPUs that do (VNNI, AMX): the fastest there, and rounded; verification is as for auto."""
     sampling: SamplingConfig = SamplingConfig()
     screens: ScreensConfig = ScreensConfig()
     generate_pool: PoolConfig = PoolConfig()
@@ -250,6 +252,16 @@ class SynthesisConfig(Config):
                 f"max_candidates_per_class is {self.max_candidates_per_class}; it must be at "
                 f"least synthesis.n_per_class, which is {self.n_per_class}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _bytes_on_cpus(self) -> "SynthesisConfig":
+        if self.precision == "int8" and self.engine not in ("auto", "batch"):
+            raise ValueError(
+                f"precision is int8, which engine=batch alone has; engine is {self.engine}"
+            )
+        if self.precision == "int8" and self.generate_pool.gpus:
+            raise ValueError("precision is int8, which is for CPUs; generate_pool.gpus must be 0")
         return self
 
 

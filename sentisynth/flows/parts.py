@@ -8,12 +8,12 @@ from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import engine_of, rows_that_fit
-from sentisynth.models.devices import DeviceFacts
+from sentisynth.models.devices import DeviceFacts, check_int8
 from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
 _CODE_VERSION = 5  # raise it when the same plan would give other bytes
-_FP16_VERSION = 2  # the same of synthesis.precision=fp16 alone
+_OF_PRECISION = {"fp16": 2, "int8": 1}  # the same of one synthesis.precision alone
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
 _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
 
@@ -28,7 +28,7 @@ def plan_parts(session: Session) -> dict[str, Any]:
     begun = _begun(session, parts)
     here: dict[str, Callable[[], Any]] = {
         "unit_size": lambda: _unit_size(session),
-        "precision": lambda: [device.precision for device in session.devices],
+        "precision": lambda: _precisions(session, session.devices),
         "devices": lambda: _names(session.devices),
     }
     left_open = {
@@ -52,10 +52,10 @@ def _parts(session: Session) -> dict[str, Any]:
     }
     if synthesis.unit_size:
         decided["unit_size"] = synthesis.unit_size
-    if synthesis.precision != "auto":
+    if synthesis.precision in ("fp32", "bf16"):
         decided["precision"] = [synthesis.precision] * len(pools)
-    if synthesis.precision == "fp16":
-        decided["fp16"] = _FP16_VERSION
+    elif synthesis.precision in _OF_PRECISION:
+        decided[synthesis.precision] = _OF_PRECISION[synthesis.precision]
     return {
         "code": _CODE_VERSION,
         "seed": config.seed,
@@ -74,7 +74,8 @@ def _begun(session: Session, parts: dict[str, Any]) -> dict[str, Any]:
     """What the stamp of a pool says of its synthesis; nothing if there is none to be kept."""
     stamp = session.directory.readable_stamp("pool") or {}
     found: dict[str, Any] = stamp.get("synthesis", {})
-    kept = {name: found.get(name) for name in parts["synthesis"]}
+    names = {*parts["synthesis"], *(_OF_PRECISION.keys() & found.keys())}
+    kept = {name: found.get(name) for name in names}
     is_replaced = session.directory.overwrites and fingerprint(parts) != fingerprint(
         {**stamp, "synthesis": kept}
     )
@@ -91,10 +92,10 @@ def _unit_size(session: Session) -> int:
         return rows_that_fit(generator, config, int(_SHARE_OF_GPU * share), _MOST_ON_GPU)
     share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
     memory = int(_SHARE_OF_RAM * share)
-    # the batch engine has weights in fp32 beside those in fp16
+    # the batch engine has weights in fp32 beside those in fp16, and embeddings beside those in int8
     is_ours = engine_of(generator, config.synthesis.engine) == "batch"
-    has_two = is_ours and config.synthesis.precision == "fp16"
-    return rows_that_fit(generator, config, memory, _MOST_ON_CPU, weight=6 if has_two else 4)
+    weight = {"fp16": 6, "int8": 5}.get(config.synthesis.precision, 4) if is_ours else 4
+    return rows_that_fit(generator, config, memory, _MOST_ON_CPU, weight=weight)
 
 
 def refuse_other_machines(session: Session, parts: dict[str, Any]) -> None:
@@ -109,8 +110,8 @@ def refuse_other_devices(
 ) -> None:
     """As `refuse_other_machines`, of devices of generation and verification that were asked."""
     found = {"devices": _names(devices)}
-    if session.config.synthesis.precision == "auto":
-        found["precision"] = [device.precision for device in devices]
+    if session.config.synthesis.precision not in ("fp32", "bf16"):
+        found["precision"] = _precisions(session, devices)
     for name, here in found.items():
         there = parts["synthesis"][name]
         if here != there:
@@ -119,6 +120,16 @@ def refuse_other_devices(
                 f"and verification, here they are {', '.join(here)}, which gives other bytes: go "
                 f"on there, or begin anew with another --out, or after removing it"
             )
+
+
+def _precisions(session: Session, devices: Sequence[DeviceFacts]) -> list[str]:
+    """What generation and verification compute in on these devices. Raises ModelError."""
+    asked = session.config.synthesis.precision
+    generation, verification = devices
+    if asked == "int8":
+        check_int8(generation.kind)
+    own = generation.precision if asked == "auto" else asked
+    return [own, verification.verification(asked)]
 
 
 def _names(devices: Sequence[DeviceFacts]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.errors import ConfigError
-from sentisynth.generation.gpt2 import check_config
+from sentisynth.generation.engine import check_engine
 from sentisynth.models.classifier import (
     FRESH,
     check_fresh,
@@ -15,6 +15,7 @@ from sentisynth.models.classifier import (
     first_layers,
     starts_from_teacher,
 )
+from sentisynth.models.devices import check_int8
 from sentisynth.models.generator import check_frozen
 from sentisynth.models.loading import check_length
 from sentisynth.training.deepspeed_engine import deepspeed_settings
@@ -45,8 +46,9 @@ def check_starts(config: RunConfig, sections: Sequence[str], read: Callable[[str
 
 
 def _check_generator(config: RunConfig, start: Any) -> None:
-    if config.synthesis.engine == "batch":
-        check_config(start)
+    check_engine(config, start)
+    if config.synthesis.precision == "int8":
+        check_int8("cpu")
     n_frozen = config.generator.frozen_blocks
     if n_frozen:
         check_frozen(n_frozen, start.get_text_config().num_hidden_layers)

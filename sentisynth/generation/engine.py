@@ -104,6 +104,18 @@ def choose_engine(name: str, model: Any) -> str:
     return "batch"
 
 
+def check_engine(config: RunConfig, model: Any) -> None:
+    """Raise ModelError where `synthesis` asks for what does not run models so configured."""
+    asked = config.synthesis
+    if asked.engine == "batch":
+        check_config(model)
+    if asked.precision == "int8" and choose_engine(asked.engine, model) != "batch":
+        raise ModelError(
+            f"synthesis.precision=int8 is of the batch engine, which does not run this "
+            f"{model.model_type} model; take another precision, or auto"
+        )
+
+
 def engine_of(path: Path, name: str) -> str:
     """The engine that runs the model in `path`; its weights are not read."""
     return choose_engine(name, read_config(path))
@@ -131,10 +143,8 @@ def check_generator(path: Path, config: RunConfig) -> None:
     The engine runs its architecture, it knows the control tokens, and each prompt leaves room.
     """
     tokenizer, model = load_tokenizer(path), read_config(path)
-    engine = choose_engine(config.synthesis.engine, model)
-    if engine == "batch":
-        check_config(model)
-    elif engine == "vllm":
+    check_engine(config, model)
+    if config.synthesis.engine == "vllm":
         check_installed()
     room = getattr(model, "max_position_embeddings", None)
     for label in range(len(config.data.labels)):

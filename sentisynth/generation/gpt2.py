@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from sentisynth.errors import ModelError
 from sentisynth.models.devices import working_dtype
-from sentisynth.models.linear import FUSED, Linear, linear_of
+from sentisynth.models.int8 import Int8Linear
+from sentisynth.models.linear import FUSED, Linear
 
 _BLOCK = 16  # positions by which a cache grows
 Logits = tuple[torch.Tensor, torch.Tensor | None]
@@ -92,10 +93,10 @@ class Decoder:
         self._norm = (body.ln_f.weight.to(self.dtype), body.ln_f.bias.to(self.dtype))
         unembed_VE = model.lm_head.weight.detach().float()
         self._mean_E: torch.Tensor | None = None
-        if self.dtype != torch.float32:
+        if self.dtype != torch.float32 or dtype == torch.int8:
             self._mean_E = unembed_VE.mean(dim=0)
             unembed_VE = unembed_VE - self._mean_E
-        self._unembed = Linear(unembed_VE.to(dtype), None)
+        self._unembed = _laid_out(unembed_VE, None, dtype)
 
     def cache(self, n_rows: int, capacity: int) -> Cache:
         """An empty cache."""
@@ -174,10 +175,23 @@ class _Block:
         scales = torch.ones_like(attention.c_attn.bias)
         scales[: len(scales) // 3] = width**-0.5  # queries come scaled
         weight, bias = attention.c_attn.weight.T * scales[:, None], attention.c_attn.bias * scales
-        self.qkv = Linear(weight.to(dtype), bias)
-        self.out = linear_of(attention.c_proj, dtype=dtype)
-        self.up = linear_of(block.mlp.c_fc, activation, dtype)
-        self.down = linear_of(block.mlp.c_proj, dtype=dtype)
+        self.qkv = _laid_out(weight, bias, dtype)
+        out, up, down = attention.c_proj, block.mlp.c_fc, block.mlp.c_proj
+        self.out = _laid_out(out.weight.T, out.bias, dtype)
+        self.up = _laid_out(up.weight.T, up.bias, dtype, activation)
+        self.down = _laid_out(down.weight.T, down.bias, dtype)
+
+
+def _laid_out(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    activation: str | None = None,
+) -> Linear | Int8Linear:
+    """A layer of weights (out, in) in the dtype."""
+    if dtype == torch.int8:
+        return Int8Linear(weight, bias, activation)
+    return Linear(weight.to(dtype), bias, activation)
 
 
 def attend(

@@ -46,6 +46,14 @@ class DeviceFacts:
     precision: str
     """What `auto` comes to in generation and verification: fp32, bf16 or fp16."""
 
+    def verification(self, precision: str) -> str:
+        """What a teacher computes in on it under `synthesis.precision`: int8 is of generation
+        alone, with the teacher as under `auto`.
+        """
+        if precision in ("auto", "int8"):
+            return self.precision
+        return "fp32" if precision == "fp16" and self.kind == "cpu" else precision
+
 
 def device_facts(device: torch.device | None = None) -> DeviceFacts:
     """Of a device; of the one that this process was given, if none is named."""
@@ -96,19 +104,42 @@ def inference_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype that weights are laid out in for generation and verification.
 
     `auto` is bf16 on GPUs that have it and on CPUs that multiply it (AMX or AVX-512 BF16), where
-    it is about twice as fast as fp32 or more; else fp16 on a GPU and fp32 on a CPU.
+    it is about twice as fast as fp32 or more; else fp16 on a GPU and fp32 on a CPU. Raises
+    ModelError for int8 where it is not multiplied.
     """
+    if precision == "int8":
+        check_int8(device.type)
+        return torch.int8
     if precision == "auto" and device.type == "cpu":
         fast = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
     return autocast_dtype(precision, device) or torch.float32
 
 
-def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype of what weights in `dtype` are multiplied with: on a CPU, fp16 saves memory traffic
-    alone, and arithmetic is in fp32.
+def multiplies_int8(kind: str) -> bool:
+    """Whether such a device is a CPU that sums products of bytes in 32 bits (VNNI, AMX); on others
+    the sum of two products may overflow its 16.
     """
-    return torch.float32 if device.type == "cpu" and dtype == torch.float16 else dtype
+    has_kernels = kind == "cpu" and torch.backends.mkldnn.is_available()
+    return has_kernels and bool(torch.cpu._is_vnni_supported())
+
+
+def check_int8(kind: str) -> None:
+    """Raise ModelError where int8 is not multiplied."""
+    if not multiplies_int8(kind):
+        what = "a GPU" if kind == "cuda" else _cpu_name()
+        raise ModelError(
+            f"synthesis.precision=int8 is for CPUs that multiply bytes (VNNI or AMX), and this is "
+            f"{what}; take another precision, or auto"
+        )
+
+
+def working_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of what weights in `dtype` are multiplied with: fp32 beside int8, and on a CPU
+    beside fp16, which saves memory traffic alone there.
+    """
+    is_fp32 = dtype == torch.int8 or (device.type == "cpu" and dtype == torch.float16)
+    return torch.float32 if is_fp32 else dtype
 
 
 def _gpu_has_bf16() -> bool:

@@ -60,17 +60,21 @@ class Linear(nn.Module):
             else:
                 y = F.linear(x, self._weight, self._bias)
             if name is not None:
-                kind = "tanh" if name in _GELU_TANH else "none"
-                y = F.relu(y) if name == "relu" else F.gelu(y, approximate=kind)
+                y = F.relu(y) if name == "relu" else F.gelu(y, approximate=gelu_kind(name))
         elif name is None and residual is not None:
             return torch.ops.mkldnn._linear_pointwise.binary(
                 x, residual, self._weight, self._bias, "add"
             )
         else:
             fused = "none" if name is None else "relu" if name == "relu" else "gelu"
-            kind = "" if fused != "gelu" else "tanh" if name in _GELU_TANH else "none"
+            kind = "" if name is None or fused != "gelu" else gelu_kind(name)
             y = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, fused, [], kind)
         return y if residual is None else y + residual
+
+
+def gelu_kind(name: str) -> str:
+    """What torch calls the GELU that transformers calls `name`."""
+    return "tanh" if name in _GELU_TANH else "none"
 
 
 def _multiplies(dtype: torch.dtype) -> bool:
@@ -92,9 +96,7 @@ def is_linear(module: object) -> bool:
     return type(module) in (nn.Linear, Conv1D)
 
 
-def linear_of(
-    module: Any, activation: str | None = None, dtype: torch.dtype | None = None
-) -> Linear:
+def linear_of(module: Any, activation: str | None = None) -> Linear:
     """The same layer from torch's Linear or transformers' Conv1D, whose weight is (in, out)."""
     weight = module.weight.T if isinstance(module, Conv1D) else module.weight
-    return Linear(weight.to(dtype or weight.dtype), module.bias, activation)
+    return Linear(weight, module.bias, activation)

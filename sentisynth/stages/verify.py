@@ -10,7 +10,12 @@ import torch
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.models.classifier import load_verifier, score, tokenize
-from sentisynth.models.devices import best_device, inference_dtype, memory_guarded, working_dtype
+from sentisynth.models.devices import (
+    best_device,
+    device_facts,
+    inference_dtype,
+    memory_guarded,
+)
 from sentisynth.models.inference import lay_out
 
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 65536}
@@ -32,7 +37,8 @@ class Verify:
         torch.set_num_threads(self._threads)
         device = best_device()
         loaded, self._tokenizer = load_verifier(model, len(config.data.labels))
-        dtype = working_dtype(inference_dtype(config.synthesis.precision, device), device)
+        precision = device_facts(device).verification(config.synthesis.precision)
+        dtype = inference_dtype(precision, device)
         with memory_guarded("loading the teacher", _REMEDY):
             self._model = lay_out(loaded.to(device), dtype)
         self._max_length = config.teacher.max_length

@@ -9,7 +9,7 @@ import pytest
 
 import sentisynth
 from sentisynth.config.load import load_config
-from sentisynth.errors import RunDirectoryError
+from sentisynth.errors import ModelError, RunDirectoryError
 from sentisynth.flows.parts import plan_parts, refuse_other_machines
 from sentisynth.flows.session import versions
 from sentisynth.models.devices import DeviceFacts
@@ -67,6 +67,27 @@ def test_a_pool_that_is_replaced_is_planned_for_these_machines() -> None:
     laptop = session(other, "cpu", 2**28, pool, overwrites=True)
     assert plan_parts(laptop)["synthesis"]["devices"] == ["cpu", "cpu"]
     assert plan_parts(laptop) == plan_parts(session(other, "cpu", 2**28))
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_of_generation_alone(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan names what the teacher computes in, too; going back to auto begins anew."""
+    monkeypatch.setattr("sentisynth.flows.parts.check_int8", lambda _: None)
+    asked = [f"synthesis.precision={precision}"]
+    pool = plan_parts(session(asked, "cpu", 2**34))
+    assert pool["synthesis"]["precision"] == [precision, "fp32"]
+    assert pool["synthesis"][precision] > 0
+    refuse_other_machines(session(asked, "cpu", 2**34), pool)
+    assert plan_parts(session(asked, "cpu", 2**28, pool)) == pool
+    anew = plan_parts(session([], "cpu", 2**34, pool, overwrites=True))
+    assert (
+        anew == plan_parts(session([], "cpu", 2**34)) != plan_parts(session([], "cpu", 2**34, pool))
+    )
+
+
+def test_int8_where_it_is_not_multiplied() -> None:
+    with pytest.raises(ModelError, match="precision=int8 is for CPUs that multiply bytes"):
+        plan_parts(session(["synthesis.precision=int8"], "cuda", 2**37))
 
 
 def test_units_are_not_made_on_other_machines() -> None:

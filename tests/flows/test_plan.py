@@ -134,9 +134,22 @@ def test_a_head_for_other_classes_is_known_before_anything_starts(
 def test_an_engine_that_does_not_run_the_generator_is_known_before_anything_starts(
     tiny_bert: Path,
 ) -> None:
-    overrides = [f"generator.model={tiny_bert}", "synthesis.engine=batch"]
-    with pytest.raises(ModelError, match=r"engine=batch runs gpt2 models.*=transformers"):
-        check_starts(load_config("quickstart", overrides), ["generator"], resolve_config)
+    for asked, told in (
+        ("engine=batch", r"engine=batch runs gpt2 models.*=transformers"),
+        ("precision=int8", "precision=int8 is of the batch engine.*this bert model"),
+    ):
+        overrides = [f"generator.model={tiny_bert}", f"synthesis.{asked}"]
+        with pytest.raises(ModelError, match=told):
+            check_starts(load_config("quickstart", overrides), ["generator"], resolve_config)
+
+
+def test_a_cpu_without_int8_is_known_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_vnni_supported", lambda: False)
+    config = load_config("quickstart", ["synthesis.precision=int8"])
+    with pytest.raises(ModelError, match="take another precision, or auto"):
+        check_starts(config, ["generator"], resolve_config)
 
 
 def test_what_hangs_on_the_device_is_left_to_the_workers() -> None:

@@ -72,7 +72,7 @@ def test_weights_in_fp16_work_in_fp32_on_a_cpu(
     torch.manual_seed(0)
     x, residual, layer = torch.randn(*shape, 24), torch.randn(*shape, 40), nn.Linear(24, 40)
     half = copy.deepcopy(layer).half()
-    found = linear_of(layer, activation, torch.float16)
+    found = Linear(half.weight, layer.bias, activation)
     assert (found._few_rows is not None) == (engine == "x86")
     wanted = x @ half.weight.float().T + layer.bias
     wanted = ACT2FN[activation](wanted) if activation else wanted
