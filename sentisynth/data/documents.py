@@ -21,7 +21,8 @@ _LONGEST = 2**24  # bytes of a document
 _MOST_BYTES, _UNFOLDED = 2**31, 50  # of a file, and times its own size: text shrinks to a tenth
 # a word before "n't", a contraction, a word, three dots, or one mark
 WORDS = r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|d|m|re|ve|ll|S|D|M|RE|VE|LL)\b|\w+|\.\.\.|[^\w\s]"
-_WORDS = re.compile(WORDS)
+# as Penn Treebank text is written, a compound is one word, and so is a dash of two
+_WORDS = re.compile(rf"\w+(?:-\w+)+|--+|{WORDS}")
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"')”»]))\s+|(?<=[。！？])")
 _OPENING = "\"'(“«"
 

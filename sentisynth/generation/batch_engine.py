@@ -78,7 +78,7 @@ class BatchEngine:
         """Continuations of the prompt, one for each row of uniforms."""
         n_rows, steps = uniforms_BS.shape
         device = uniforms_BS.device
-        cache = prefix.spread(n_rows)
+        cache = prefix.spread(n_rows, len(prompt) + steps)
         history = History.begin(prompt, n_rows, len(prompt) + steps, device)
         drawn_BS = torch.full((n_rows, steps), self._eos_id, device=device)
         rows = torch.arange(n_rows, device=device)  # where in drawn_BS a row belongs

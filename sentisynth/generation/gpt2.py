@@ -38,16 +38,23 @@ def check_config(config: Any) -> None:
 class Cache:
     """Keys and values of every layer, (layers, 2, B, H, S, D), of which `length` positions count.
 
-    The others are zero. On a CPU, a batched product copies what does not lie in one piece, so S
-    grows by blocks, and attention reads all of it.
+    Where products read `views`, attention has a view of these positions, all room is made at once,
+    and rows that stay move up. Elsewhere a batched product would copy what does not lie in one
+    piece (half precision on a CPU): S grows by blocks, attention reads all of it, and the positions
+    that do not count are zero.
     """
 
-    def __init__(self, both: torch.Tensor, length: int = 0) -> None:
-        self.both, self.length = both, length
+    def __init__(self, both: torch.Tensor, length: int = 0, *, views: bool = False) -> None:
+        self.both, self.length, self.views = both, length, views
 
-    def spread(self, n_rows: int) -> "Cache":
-        """A cache of n rows from one of one row."""
-        return Cache(self.both.repeat(1, 1, n_rows, 1, 1, 1), self.length)
+    def spread(self, n_rows: int, capacity: int) -> "Cache":
+        """A cache of n rows, and up to so many positions, from one of one row."""
+        if not self.views:
+            return Cache(self.both.repeat(1, 1, n_rows, 1, 1, 1), self.length)
+        layers, two, _, heads, _, width = self.both.shape
+        both = self.both.new_empty(layers, two, n_rows, heads, capacity, width)
+        both[..., : self.length, :] = self.both[..., : self.length, :]
+        return Cache(both, self.length, views=True)
 
     def fill(self, prefix: "Cache") -> None:
         """Begin with the same prefix, of one row, in all rows."""
@@ -67,7 +74,12 @@ class Cache:
 
     def keep(self, rows: torch.Tensor) -> None:
         """Only these rows go on."""
-        self.both = self.both[:, :, rows]
+        if not self.views:
+            self.both = self.both[:, :, rows]
+            return
+        for part_BHSD in self.both.flatten(0, 1):
+            part_BHSD[: len(rows), :, : self.length] = part_BHSD[rows, :, : self.length]
+        self.both = self.both[:, :, : len(rows)]
 
     def first(self, n_rows: int, n_positions: int) -> "Cache":
         """A view of the first rows and positions."""
@@ -101,7 +113,8 @@ class Decoder:
     def cache(self, n_rows: int, capacity: int) -> Cache:
         """An empty cache."""
         shape = (len(self._blocks), 2, n_rows, self._heads, capacity, self._width)
-        return Cache(torch.zeros(shape, dtype=self.dtype, device=self.device))
+        views = self.device.type == "cpu" and self.dtype == torch.float32
+        return Cache(torch.zeros(shape, dtype=self.dtype, device=self.device), views=views)
 
     @torch.inference_mode()
     def prefill(self, prompt: list[int]) -> tuple[Logits, Cache]:
@@ -138,8 +151,8 @@ class Decoder:
         b, s = tokens_BS.shape
         x_NE = (F.embedding(tokens_BS, self._wte) + positions_SE).view(b * s, -1)
         end = cache.length + s
-        unfilled_S = None
-        if position is not None or end < cache.both.shape[4]:
+        unfilled_S, views = None, cache.views and position is None
+        if position is not None or (not views and end < cache.both.shape[4]):
             last = end - 1 if position is None else position
             unfilled_S = torch.arange(cache.both.shape[4], device=x_NE.device) > last
         for both, block in zip(cache.both, self._blocks, strict=True):
@@ -153,7 +166,8 @@ class Decoder:
             if s > 1:  # a prompt in an empty cache
                 out_BHSD = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
             else:
-                out_BHSD = attend(q, both[0], both[1], unfilled_S)
+                read = both[..., :end, :] if views else both
+                out_BHSD = attend(q, read[0], read[1], unfilled_S)
             x_NE = block.out(out_BHSD.transpose(1, 2).reshape(b * s, -1), residual=x_NE)
             hidden = block.up(self._normed(x_NE, block.norm_2))
             x_NE = block.down(hidden, residual=x_NE)

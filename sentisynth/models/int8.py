@@ -5,10 +5,9 @@ time to read. What is lost is rounding: meant for models whose output is judged 
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from sentisynth.models.linear import gelu_kind
+from sentisynth.models.linear import activated
 
 _LARGEST = 127
 
@@ -41,10 +40,7 @@ class Int8Linear(nn.Module):
         bytes_ = rounded.view(torch.uint8).bitwise_xor_(128)  # 128 is zero: kernels want no sign
         y = self.product(bytes_)
         y = y.mul_(scale) if self._bias is None else torch.addcmul(self._bias, y, scale)
-        if self._activation == "relu":
-            y.relu_()
-        elif self._activation is not None:
-            y = F.gelu(y, approximate=gelu_kind(self._activation))
+        y = activated(y, self._activation)
         return y if residual is None else y.add_(residual)
 
     def product(self, bytes_: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,10 @@ def test_sentences_are_split_lowered_and_set_apart() -> None:
     assert sentences("Кино. Ещё кино, e.g. это.", settings()) == ["кино.", "ещё кино, e.g. это."]
     assert sentences("好电影。很好！", settings()) == ["好电影。", "很好！"]
     assert sentences("the 'good' film", settings(split_words=True)) == ["the ' good ' film"]
+    told = sentences(
+        "A well-made, 90-minute film--not state-of-the-art - but.", settings(split_words=True)
+    )
+    assert told == ["a well-made , 90-minute film -- not state-of-the-art - but ."]
 
 
 def test_the_same_text_is_always_on_the_same_side() -> None:
