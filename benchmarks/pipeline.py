@@ -1,14 +1,15 @@
 """Accepted rows a second: the stream, its stages, and a plain loop with the same models.
 
-    python benchmarks/pipeline.py --run DIR [--units N] [--plain-rows N] [--repeats N] [--json FILE]
+    python benchmarks/pipeline.py --run DIR [--units N] [--plain-rows N] [--repeats N]
+        [--precisions auto int8] [--json FILE]
 
 The models of a finished run, real ends. In turn in each repetition:
 
 - plain loop: `generate` in batches of 32, `pipeline("text-classification")` with batches of 32, as
   transformers' documentation has them; a text is accepted if the teacher gives the intended label
   with τ or more, it passes the screens, and it is new.
-- one process: our stages without Ray.
-- the stream: units in the middle of a longer stream, with Ray, files, receipts, ledger.
+- one process: our stages without Ray, for each `synthesis.precision`.
+- the stream: units in the middle of a longer stream, with Ray, files, receipts, ledger; the same.
 
 The share of time of each stage is that of its own seconds in the stream.
 """
@@ -108,6 +109,11 @@ def one_process(run: Path, config: RunConfig, texts: Any, n_units: int) -> float
     return total / (time.perf_counter() - started)
 
 
+def in_precision(config: RunConfig, precision: str) -> RunConfig:
+    synthesis = config.synthesis.model_copy(update={"precision": precision})
+    return config.model_copy(update={"synthesis": synthesis})
+
+
 def with_threads(config: RunConfig, threads: int) -> RunConfig:
     pools = {
         name: getattr(config.synthesis, name).model_copy(update={"threads": threads})
@@ -122,6 +128,7 @@ def main() -> None:
     parser.add_argument("--units", type=int, default=24)
     parser.add_argument("--plain-rows", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--precisions", nargs="+", default=["auto"])
     parser.add_argument("--without-ray", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -135,26 +142,29 @@ def main() -> None:
     held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
     texts = (held_out, splits["seed"][schema.TEXT].to_pylist())
     rates: dict[str, list[float]] = {}
-    stages: Counter[str] = Counter()
+    stages: dict[str, Counter[str]] = {name: Counter() for name in arguments.precisions}
     for _ in range(arguments.repeats):
-        found = {
-            "plain loop": plain_loop(run, config, arguments.plain_rows),
-            "one process": one_process(run, config, texts, arguments.units),
-        }
-        if not arguments.without_ray:
-            with connected():
-                middle = streamed(run, config, texts, arguments.units)
-            found["stream"] = middle.accepted / middle.seconds
-            stages.update(middle.stage_seconds)
+        found = {"plain loop": plain_loop(run, config, arguments.plain_rows)}
+        for precision in arguments.precisions:
+            own = in_precision(config, precision)
+            found[f"one process, {precision}"] = one_process(run, own, texts, arguments.units)
+            if not arguments.without_ray:
+                with connected():
+                    middle = streamed(run, own, texts, arguments.units)
+                found[f"stream, {precision}"] = middle.accepted / middle.seconds
+                stages[precision].update(middle.stage_seconds)
         print({name: round(rate, 1) for name, rate in found.items()}, file=sys.stderr, flush=True)
         for name, rate in found.items():
             rates.setdefault(name, []).append(rate)
     plain = statistics.median(rates["plain loop"])
-    print(f"{'':16} {'accepted rows/s':>16} {'min':>8} {'max':>8} {'to plain loop':>14}")
+    print(f"{'':20} {'accepted rows/s':>16} {'min':>8} {'max':>8} {'to plain loop':>14}")
     for name, values in rates.items():
         rate = statistics.median(values)
-        print(f"{name:16} {rate:16.1f} {min(values):8.1f} {max(values):8.1f} {rate / plain:13.1f}x")
-    shares = {name: round(s / stages.total(), 3) for name, s in stages.items()}
+        print(f"{name:20} {rate:16.1f} {min(values):8.1f} {max(values):8.1f} {rate / plain:13.1f}x")
+    shares = {
+        precision: {name: round(s / spent.total(), 3) for name, s in spent.items()}
+        for precision, spent in stages.items()
+    }
     print(f"share of the stages' seconds: {shares}")
     result = {**environment(), "accepted rows per second": rates, "share of time": shares}
     if arguments.json:

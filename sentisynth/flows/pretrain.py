@@ -23,6 +23,7 @@ from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
 from sentisynth.training.tokenizer import train_tokenizer
 
 _CODE_VERSION = 1  # raise it when the same parts would give other bytes
+_WORDS_VERSION = 2  # the same of words that are set apart
 _LENGTHS = frozenset({"max_length", "min_length", "held_out"})  # a tokenizer does not ask
 _OF_PLACEMENT = {"gpus_per_worker", "checkpoint_every", "max_restarts", "epochs"}
 
@@ -205,7 +206,8 @@ def _train(
 
 
 def _text_parts(config: PretrainConfig, besides: frozenset[str] = frozenset()) -> dict[str, Any]:
-    return config.text.model_dump(mode="json", exclude={"source", *besides})
+    found = config.text.model_dump(mode="json", exclude={"source", *besides})
+    return found | ({"words": _WORDS_VERSION} if config.text.split_words else {})
 
 
 def _show(place: Workplace, config: PretrainConfig) -> None:
