@@ -17,7 +17,7 @@ import ray
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.models.devices import best_device, device_facts, inference_dtype

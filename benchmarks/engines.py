@@ -33,7 +33,7 @@ def ours(path: Path, precision: str) -> Any:
     """The batch engine."""
     from transformers import GPT2LMHeadModel
 
-    from sentisynth.config.types import SamplingConfig
+    from sentisynth.config.synthesis import SamplingConfig
     from sentisynth.data.units import Unit
     from sentisynth.generation.batch_engine import BatchEngine
 

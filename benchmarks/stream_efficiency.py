@@ -24,7 +24,8 @@ from middle import Texts, pools_of, seconds_of, units_done
 
 from sentisynth import schema
 from sentisynth.config.load import read_run_config
-from sentisynth.config.types import PoolConfig, RunConfig
+from sentisynth.config.synthesis import PoolConfig
+from sentisynth.config.types import RunConfig
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.units import Unit
 from sentisynth.runtime.actors import Stage, build_generate, build_verify

@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 
 from sentisynth import schema
 from sentisynth.config.load import read_any_config
-from sentisynth.config.types import RunConfig, ScreensConfig
+from sentisynth.config.synthesis import ScreensConfig
+from sentisynth.config.types import RunConfig
 from sentisynth.data.manifest import check_counts, check_pool, readable_manifest
 from sentisynth.data.run_directory import STAGES, RunDirectory
 from sentisynth.data.storage import answering

@@ -8,7 +8,8 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sentisynth.config.types import RunConfig, SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
+from sentisynth.config.types import RunConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine

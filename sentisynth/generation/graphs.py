@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.generation.gpt2 import Cache, Decoder, Logits
 from sentisynth.generation.sampling import (
     History,

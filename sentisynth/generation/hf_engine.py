@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.sampling import until_end

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 
 NO_TOKEN = -1
 _CHUNK = 16  # tokens of which the largest logit is taken first

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.models.loading import read_config

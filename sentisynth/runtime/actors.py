@@ -10,7 +10,8 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from sentisynth.config.types import RunConfig, ScreensConfig
+from sentisynth.config.synthesis import ScreensConfig
+from sentisynth.config.types import RunConfig
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.storage import here
 from sentisynth.data.units import Unit, write_unit

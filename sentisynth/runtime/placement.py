@@ -4,7 +4,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
+from sentisynth.config.synthesis import PoolConfig, SynthesisConfig
+from sentisynth.config.types import TrainConfig
 from sentisynth.errors import PlacementError
 
 SCREEN_CPUS = 0.1

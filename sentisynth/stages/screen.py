@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from sentisynth import schema
-from sentisynth.config.types import ScreensConfig
+from sentisynth.config.synthesis import ScreensConfig
 from sentisynth.data.duplicates import DuplicateIndex, Sketches, sketch
 from sentisynth.data.text import is_printable, words
 

@@ -8,7 +8,7 @@ import torch
 from transformers import GenerationConfig, GPT2Config, LlamaConfig
 
 from sentisynth.config.load import load_config
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine

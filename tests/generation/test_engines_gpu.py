@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.models.generator import load_sampler

@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.generation.sampling import (
     History,
     distribution,

@@ -13,7 +13,7 @@ import torch
 from scipy.stats import chisquare
 
 from sentisynth.config.load import load_config
-from sentisynth.config.types import SamplingConfig
+from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine

@@ -1,6 +1,7 @@
 import pytest
 
-from sentisynth.config.types import PoolConfig, SynthesisConfig, TrainConfig
+from sentisynth.config.synthesis import PoolConfig, SynthesisConfig
+from sentisynth.config.types import TrainConfig
 from sentisynth.errors import PlacementError
 from sentisynth.runtime.placement import Resources, balanced, place_stream, place_training
 

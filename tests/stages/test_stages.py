@@ -9,7 +9,7 @@ import torch
 
 from sentisynth import schema
 from sentisynth.config.load import load_config
-from sentisynth.config.types import ScreensConfig
+from sentisynth.config.synthesis import ScreensConfig
 from sentisynth.data.duplicates import DuplicateIndex, sketch
 from sentisynth.data.units import Unit
 from sentisynth.errors import PlacementError
