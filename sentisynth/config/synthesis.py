@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from sentisynth.config.base import Config, PositiveInt
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-
 
 class SamplingConfig(Config):
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
@@ -73,7 +71,7 @@ class SynthesisConfig(Config):
     engine: Literal["auto", "batch", "transformers", "vllm"] = "auto"
     """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model; auto takes
     ours where it runs the model; `vllm` runs any on a GPU, if it is installed."""
-    precision: Precision = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto"
     """Arithmetic of generation and verification; auto is bf16 where the hardware multiplies it. On
     a CPU, fp16 is how the batch engine keeps weights, which is faster in units of up to 32
     candidates a thread; all arithmetic is in fp32 then. int8 has the batch engine multiply bytes,

@@ -208,6 +208,22 @@ def test_a_candidate_is_a_function_of_its_name(mini) -> None:
     assert len({len(row) for row in small}) > 1  # rows ended at different steps
 
 
+def test_a_cache_that_grows_by_blocks_gives_the_same_tokens(mini, monkeypatch) -> None:
+    """It is half precision's on a CPU; rows leave and blocks are added in both."""
+    engine, sampling = BatchEngine(*mini, torch.float32), SamplingConfig(max_new_tokens=60)
+    wanted, made = engine(PROMPT, Unit(0, 0, 16), 1, sampling), engine._decoder.cache
+
+    def in_blocks(n_rows: int, capacity: int):
+        cache = made(n_rows, capacity)
+        assert cache.views
+        cache.views = False
+        return cache
+
+    monkeypatch.setattr(engine._decoder, "cache", in_blocks)
+    assert engine(PROMPT, Unit(0, 0, 16), 1, sampling) == wanted
+    assert len({len(row) for row in wanted}) > 1
+
+
 @pytest.mark.parametrize("name", list(ENGINES))
 def test_no_candidate_is_longer_than_asked_or_than_the_model(mini, name: str) -> None:
     model, tokenizer = mini
