@@ -11,7 +11,8 @@ from sentisynth.config.pretrain import Kind
 from sentisynth.config.types import SweepKind
 
 _EPILOG = """\
-RECIPE is a built-in name (see `sentisynth recipes`) or a YAML file. Any key of it can be set:
+RECIPE is a built-in name (see `sentisynth recipes`) or a YAML file. Any key of it can be set
+(see `sentisynth keys RECIPE`):
     sentisynth run quickstart synthesis.n_per_class=500 distil.alpha=0.5
 The same command again does nothing that is done, and goes on where it was interrupted.
 """
@@ -78,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
 
     recipes = commands.add_parser("recipes", help="built-in recipes, one line each")
     recipes.set_defaults(command="recipes")
+    text = "all keys of a recipe: value, meaning, choices"
+    keys = commands.add_parser("keys", help=text, description=text)
+    keys.add_argument("recipe", metavar="RECIPE", help="a built-in recipe or a YAML file")
+    keys.add_argument("word", metavar="WORD", nargs="?", default="", help="keys with it alone")
+    keys.set_defaults(command="keys")
     for name, text in _STAGE_HELP.items():
         stage = _recipe_command(commands, name, text)
         stage.add_argument(

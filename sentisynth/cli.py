@@ -8,12 +8,19 @@ import errno
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from sentisynth.arguments import parse
-from sentisynth.config.load import load_config, load_pretrain_config, recipe_names
+from sentisynth.config.keys import keys_of
+from sentisynth.config.load import (
+    load_any_config,
+    load_config,
+    load_pretrain_config,
+    recipe_names,
+)
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig
 from sentisynth.data.text import shown
@@ -93,6 +100,17 @@ def _recipes(_: argparse.Namespace) -> int:
     print("for `sentisynth pretrain`:")
     for name in base:
         print(f"{name:{width}}  {load_pretrain_config(name).description}")
+    return 0
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    found = [k for k in keys_of(load_any_config(arguments.recipe)) if arguments.word in k.name]
+    if not found:
+        raise ConfigError(f"no key of {arguments.recipe} has {arguments.word!r} in its name")
+    for key in found:
+        choices = f" One of {', '.join(key.choices)}." if key.choices else ""
+        print(shown(f"{key.name}={key.value}"))
+        print(textwrap.indent(textwrap.fill(key.meaning + choices, 92), "    "))
     return 0
 
 
@@ -244,6 +262,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "recipes": _recipes,
+    "keys": _keys,
     "stage": _stage,
     "preview": _preview,
     "plan": _plan,

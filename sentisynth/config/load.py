@@ -78,6 +78,14 @@ def _load(kind: type[AnyConfig], recipe: str, overrides: list[str] | tuple[str, 
     return _parse(kind, values)
 
 
+def load_any_config(recipe: str) -> NamedConfig:
+    """A recipe of either kind, without overrides. Raises ConfigError."""
+    is_base = recipe in recipe_names(PretrainConfig)
+    if not is_base and recipe not in recipe_names():
+        is_base = "kind" in _read_recipe(recipe, RunConfig)
+    return load_pretrain_config(recipe) if is_base else load_config(recipe)
+
+
 def parse_config(values: dict[str, Any]) -> RunConfig:
     """Check a mapping of nested keys. Raises ConfigError."""
     return _parse(RunConfig, values)
@@ -273,7 +281,7 @@ def _refuse_places(recipe: str, values: dict[str, Any]) -> None:
 
 def _unknown_key(key: str, model: type[NamedConfig]) -> str:
     hint = _nearest(key, known_keys(model))
-    return f"unknown key {key!r}; {hint or 'see `sentisynth recipes` for recipes that show all'}"
+    return f"unknown key {key!r}; {hint or '`sentisynth keys RECIPE` lists all'}"
 
 
 def _nearest(word: str, words: list[str]) -> str:

@@ -18,7 +18,9 @@ class TextConfig(Config):
     """Unlabelled documents: a .parquet, .jsonl or .txt file (a document a line), or a directory of
     one kind of them."""
     text_column: str = "text"
+    """Column of the documents in .parquet and .jsonl files."""
     lowercase: bool = True
+    """Lower-case every document."""
     split_words: bool = False
     """Set punctuation and contractions apart ("it 's good , but n't long ."), as Penn Treebank text
     is written."""
@@ -50,9 +52,11 @@ class TokenizerConfig(Config):
 
 class ShapeConfig(Config):
     layers: Annotated[int, Field(ge=1, le=96)] = 6
+    """Blocks of attention and multilayer perceptron."""
     width: Annotated[int, Field(ge=8, le=8192)] = 256
     """Of the hidden states; the inner width is four times that."""
     heads: Annotated[int, Field(ge=1, le=128)] = 4
+    """Of attention; the width is a multiple of them."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "ShapeConfig":
@@ -90,8 +94,11 @@ class StartConfig(Config):
     """causal: each token from those before it, with the attention closed to what follows; every
     token is learned from. masked: mask_rate of them."""
     steps: PositiveInt = 4000
+    """Optimiser steps."""
     mask_rate: Annotated[float, Field(gt=0, lt=1)] = 0.15
+    """Share of a row's tokens that are masked, where the objective is masked."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 1e-3
+    """Peak rate of AdamW."""
     model: str | None = None
     """A language model of the encoder's kind, shape and tokenizer, in place of one trained here."""
 

@@ -9,7 +9,9 @@ from sentisynth.config.base import Config, PositiveInt
 
 class SamplingConfig(Config):
     max_new_tokens: Annotated[int, Field(ge=1, le=8192)] = 64
+    """Tokens after which a text is cut off."""
     temperature: Annotated[float, Field(gt=0, le=10)] = 0.8
+    """Divides the logits: above 1 more varied, below more likely texts."""
     top_k: Annotated[int, Field(ge=0)] = 50
     """Most likely tokens kept at a step; 0 keeps all."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95

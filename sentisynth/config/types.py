@@ -31,7 +31,9 @@ class DataConfig(Config):
     test: str | PositiveInt
     """Real rows to report on: a reference, or how many rows to hold out of the source."""
     text_column: str = "text"
+    """Column of the texts."""
     label_column: str = "label"
+    """Column of the labels."""
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
     """Names of the classes; a label in a file is one of these names or its position, from 0."""
     n_seed: PositiveInt = 1000
@@ -76,6 +78,7 @@ class TrainConfig(Config):
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more work."""
     epochs: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Passes over the rows."""
     batch_size: Annotated[int, Field(ge=1, le=65536)] = 32
     """Rows of one optimiser step, over all workers."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 5e-5
@@ -197,6 +200,7 @@ class NamedConfig(Config):
     description: str = ""
     """One line for `sentisynth recipes`."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 41
+    """Everything that is drawn at random follows from it."""
     tracking: TrackingConfig = TrackingConfig()
     cluster: ClusterConfig = ClusterConfig()
 

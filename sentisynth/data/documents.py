@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pyarrow.parquet as pq
 
 from sentisynth.config.pretrain import TextConfig
 from sentisynth.data.parquet import pieces
-from sentisynth.data.text import clean
+from sentisynth.data.text import clean, normal_form
 from sentisynth.errors import DataError
 
 FORMATS = (".parquet", ".jsonl", ".txt")
@@ -25,6 +26,7 @@ WORDS = r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|d|m|re|ve|ll|S|D|M|RE|VE|LL)\b
 _WORDS = re.compile(rf"\w+(?:-\w+)+|--+|{WORDS}")
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"')”»]))\s+|(?<=[。！？])")
 _OPENING = "\"'(“«"
+_HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may hold half of a character
 
 
 def document_files(config: TextConfig) -> list[Path]:
@@ -98,7 +100,7 @@ def _of_json(path: Path, number: int, line: str, config: TextConfig) -> str | No
     text = value[config.text_column]
     if text is not None and not isinstance(text, str):
         raise DataError(f"{path}, line {number}: the text is {str(text)[:40]!r}, which is no text")
-    return text
+    return text and _HALF_PAIR.sub("\ufffd", text)
 
 
 def _check_column(path: Path, columns: Sequence[str], config: TextConfig) -> None:
@@ -115,8 +117,30 @@ def sentences(text: str, config: TextConfig) -> list[str]:
     if config.lowercase:
         found = [sentence.lower() for sentence in found]
     if config.split_words:
-        found = [" ".join(_WORDS.findall(sentence)) for sentence in found]
+        found = [" ".join(_words(sentence)) for sentence in found]
     return [sentence for sentence in found if sentence]
+
+
+def _words(sentence: str) -> list[str]:
+    """Words and marks of a sentence. Vowel signs and accents that are characters of their own, as
+    in Devanagari and Thai, are part of their word; the expression alone would part them.
+    """
+    if sentence.isascii():
+        return _WORDS.findall(sentence)
+    found, end = list[str](), -1
+    for match in _WORDS.finditer(unicodedata.normalize("NFC", sentence)):
+        word, is_next = match[0], match.start() == end
+        end = match.end()
+        after_sign = is_next and _is_sign(found[-1][-1]) and found[-1][0].isalnum()
+        if (is_next and _is_sign(word)) or (after_sign and word[0].isalnum()):
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
+
+
+def _is_sign(character: str) -> bool:
+    return len(character) == 1 and unicodedata.category(character)[0] == "M"
 
 
 def _split(text: str) -> list[str]:
@@ -133,8 +157,10 @@ def _split(text: str) -> list[str]:
 
 
 def is_held_out(text: str, share: float) -> bool:
-    """Whether a document is to be evaluated on: a function of its text."""
-    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+    """Whether a document is to be evaluated on: a function of its words, so that copies which
+    differ in case or punctuation fall on one side.
+    """
+    digest = hashlib.sha256(normal_form(text).encode()).digest()
     return int.from_bytes(digest[:8]) < share * 2**64
 
 
@@ -144,9 +170,9 @@ def packed(
     """Rows of at most `max_length` tokens from the sentences of one document.
 
     With `after` (an encoder's separator) a row is `before`, whole sentences as long as they fit,
-    `after`; without it (a generator) `before` stands at the head of each sentence. A sentence is
-    cut where it is longer than a row, or follows fewer than `min_length` tokens; a rest below that
-    is dropped.
+    `after`; without it (a generator) `before` stands before and after each sentence, once between
+    two. A sentence is cut where it is longer than a row, or follows fewer than `min_length` tokens;
+    a rest below that is dropped.
     """
     room = config.max_length - (0 if after is None else 2)
     row: list[int] = []
@@ -155,11 +181,14 @@ def packed(
         return row if after is None else [before, *row, after]
 
     for piece in pieces:
-        rest = list(piece) if after is not None else [before, *piece]
+        rest, is_head = [*piece] if after is not None else [*piece, before], after is None
         while rest:
             if len(row) + len(rest) > room and len(row) >= config.min_length:
                 yield framed()
                 row = []
+            if is_head and not row:
+                row = [before]
+            is_head = False
             taken = room - len(row)
             row, rest = row + rest[:taken], rest[taken:]
             if len(row) == room:

@@ -18,6 +18,24 @@ from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import read_splits
 
 
+_SPLITS = """\
+---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: train.parquet}
+  - {split: validation, path: validation.parquet}
+  - {split: test, path: test.parquet}
+- config_name: drift
+  data_files:
+  - {split: validation, path: synthetic_validation.parquet}
+  - {split: test, path: synthetic_test.parquet}
+---
+"""
+"""What `load_dataset` takes from a directory; without it, a file's name decides, and synthetic rows
+would join the real ones that a student is judged by."""
+
+
 def build_dataset(session: Session) -> None:
     """Stage D: apply τ, the quota, T, β and the split to the pool."""
     config, directory = session.config, session.directory
@@ -76,14 +94,17 @@ def _teacher_logits(session: Session, split: str) -> Any:
 def _card(session: Session, tables: dict[str, pa.Table]) -> str:
     config = session.config
     rows = "\n".join(f"| `{name}.parquet` | {table.num_rows:,} |" for name, table in tables.items())
-    return (
+    return _SPLITS + (
         f"# {config.name}: dataset\n\n"
         f"Real rows of `{config.data.source}` and rows made by a generator and verified by a "
         f"teacher (sentisynth, seed {config.seed}). Classes: {', '.join(config.data.labels)}.\n\n"
         f"| file | rows |\n| --- | --- |\n{rows}\n\n"
+        f"Load it by its directory, `datasets.load_dataset(DIR)`; by single files, name each: a "
+        f"pattern such as `*validation*` would join synthetic rows to the real ones.\n\n"
         f"`train` joins {config.data.n_seed:,} real rows with 90 % of the synthetic ones. "
         f"`validation` and `test` are real rows only. The other two hold 5 % of the synthetic rows "
-        f"each: they measure drift of the generator and are never used to judge a student.\n\n"
+        f"each: they measure drift of the generator and are never used to judge a student "
+        f'(`load_dataset(DIR, "drift")`).\n\n'
         f"Columns: `text`; `labels` (the class's position); `soft_labels`, the teacher's "
         f"softmax(logits / {config.distil.temperature:g}); `weights`, 1 for real and "
         f"{config.distil.beta:g} for synthetic rows; `is_synth`; `candidate_id`, the row of the "

@@ -93,8 +93,7 @@ def _unit_size(session: Session) -> int:
     share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
     memory = int(_SHARE_OF_RAM * share)
     # the batch engine has weights in fp32 beside those in fp16, and embeddings beside those in int8
-    is_ours = engine_of(generator, config.synthesis.engine) == "batch"
-    weight = {"fp16": 6, "int8": 5}.get(config.synthesis.precision, 4) if is_ours else 4
+    weight = {"fp16": 6, "int8": 5}.get(config.synthesis.precision, 4) if _is_ours(session) else 4
     return rows_that_fit(generator, config, memory, _MOST_ON_CPU, weight=weight)
 
 
@@ -129,7 +128,14 @@ def _precisions(session: Session, devices: Sequence[DeviceFacts]) -> list[str]:
     if asked == "int8":
         check_int8(generation.kind)
     own = generation.precision if asked == "auto" else asked
+    if own == "fp16" and generation.kind == "cpu" and not _is_ours(session):
+        own = "fp32"  # weights alone are in fp16 there, and those of the batch engine alone
     return [own, verification.verification(asked)]
+
+
+def _is_ours(session: Session) -> bool:
+    generator = session.directory.require("generator", "generator …")
+    return engine_of(generator, session.config.synthesis.engine) == "batch"
 
 
 def _names(devices: Sequence[DeviceFacts]) -> list[str]:

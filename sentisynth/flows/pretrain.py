@@ -22,8 +22,8 @@ from sentisynth.training.beginnings import check_masked_model, check_start, embe
 from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
 from sentisynth.training.tokenizer import train_tokenizer
 
-_CODE_VERSION = 1  # raise it when the same parts would give other bytes
-_WORDS_VERSION = 2  # the same of words that are set apart
+_CODE_VERSION = 2  # raise it when the same parts would give other bytes
+_WORDS_VERSION = 3  # the same of words that are set apart
 _LENGTHS = frozenset({"max_length", "min_length", "held_out"})  # a tokenizer does not ask
 _OF_PLACEMENT = {"gpus_per_worker", "checkpoint_every", "max_restarts", "epochs"}
 

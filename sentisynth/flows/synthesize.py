@@ -35,6 +35,15 @@ from sentisynth.training.jobs import read_splits
 
 _LOG_EVERY_S = 10.0
 _MEASURED_S = 60.0  # of a stream, until its stages' pace is known
+_TRAIN = "train a better generator, from more seed rows or another start"
+_VARY = "raise synthesis.sampling.temperature (with --overwrite)"
+_REMEDIES = {
+    schema.BELOW_TAU: f"lower synthesis.tau, {_TRAIN}",
+    schema.CHARSET: "set synthesis.screens.charset=latin or any (with --overwrite)",
+    schema.TOO_SHORT: "lower synthesis.screens.min_tokens (with --overwrite)",
+    schema.REPETITION: "raise synthesis.sampling.repetition_penalty (with --overwrite)",
+    **dict.fromkeys((schema.DUPLICATE, schema.SEED_COPY, schema.LEAK), _VARY),
+}
 _COUNTING_S, _IDLE_COUNTING_S = 1.0, 10.0  # where no unit has finished; where none is at work
 
 
@@ -246,6 +255,6 @@ def _refuse_hopeless(config: RunConfig, reader: PoolReader) -> None:
         f"class {config.data.labels[label]} has {accepted} accepted rows of "
         f"{config.synthesis.n_per_class} after {generated} candidates "
         f"(synthesis.max_candidates_per_class={config.synthesis.max_candidates_per_class}); "
-        f"the commonest reason is {cause} ({n}): raise the maximum, lower synthesis.tau or "
-        f"synthesis.n_per_class, or train a better generator; what was made is kept"
+        f"the commonest reason is {cause} ({n}): {_REMEDIES.get(cause, _TRAIN)}, lower "
+        f"synthesis.n_per_class, or raise the maximum; what was made is kept"
     )

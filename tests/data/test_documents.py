@@ -1,3 +1,4 @@
+import unicodedata
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,6 +33,12 @@ def test_documents_are_read_from_each_kind(tmp_path: Path, kind: str) -> None:
     kept = [text for text in read_documents(settings(path)) if text]
     assert kept == ["A film.", "Two films!"]
     assert document_files(settings(tmp_path)) == [path]
+
+
+def test_half_a_character_is_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "cut \\ud83d"}\n')
+    assert list(read_documents(settings(path))) == ["cut \ufffd"]
 
 
 @pytest.mark.parametrize(
@@ -78,11 +85,26 @@ def test_sentences_are_split_lowered_and_set_apart() -> None:
     assert told == ["a well-made , 90-minute film -- not state-of-the-art - but ."]
 
 
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("हिन्दी फ़िल्म!", "हिन्दी फ़िल्म !"),
+        ("ภาพยนตร์ดี, ดี", "ภาพยนตร์ดี , ดี"),
+        ("cafe\u0301-cine\u0301ma, oui.", "café-cinéma , oui ."),
+        ("great \u2764\ufe0fstuff", "great \u2764\ufe0f stuff"),
+    ],
+)
+def test_signs_of_a_letter_stay_with_their_word(text: str, wanted: str) -> None:
+    wanted = unicodedata.normalize("NFC", wanted)
+    assert sentences(text, settings(split_words=True)) == [wanted]
+
+
 def test_the_same_text_is_always_on_the_same_side() -> None:
     texts = [f"review {i}" for i in range(2000)]
     held = [is_held_out(text, 0.1) for text in texts]
     assert held == [is_held_out(text, 0.1) for text in texts]
     assert 150 < sum(held) < 250
+    assert held == [is_held_out(f"Review, {i}!", 0.1) for i in range(2000)]
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 30, 100])
@@ -96,9 +118,18 @@ def test_rows_keep_order_length_and_every_token_of_long_documents(n: int) -> Non
     assert inner == wanted[: len(inner)] and len(wanted) - len(inner) < 4
 
 
-def test_a_generators_rows_begin_each_sentence_with_the_end_of_text() -> None:
-    rows = list(
-        packed([[1, 2, 3], [4, 5, 6], [7] * 20], 0, None, settings(max_length=8, min_length=6))
-    )
-    assert rows[0] == [0, 1, 2, 3, 0, 4, 5, 6]
-    assert rows[1][0] == 0 and sum(len(r) for r in rows[1:]) == 16  # the rest is below min_length
+@pytest.mark.parametrize(
+    ("pieces", "wanted"),
+    [
+        ([[1, 2, 3]], [[0, 1, 2, 3, 0]]),
+        ([[1, 2, 3], [4, 5]], [[0, 1, 2, 3, 0, 4, 5, 0]]),
+        ([[1, 2, 3], [4, 5, 6]], [[0, 1, 2, 3, 0], [0, 4, 5, 6, 0]]),
+        ([[1] * 6, [2, 3, 4]], [[0, *[1] * 6, 0], [0, 2, 3, 4, 0]]),
+        ([[1] * 7, [2, 3, 4]], [[0, *[1] * 7], [0, 2, 3, 4, 0]]),
+        ([[1] * 10, [2] * 3], [[0, *[1] * 7], [1, 1, 1, 0, 2, 2, 2, 0]]),
+    ],
+)
+def test_a_generators_rows_have_an_end_of_text_around_each_sentence(
+    pieces: list[list[int]], wanted: list[list[int]]
+) -> None:
+    assert list(packed(pieces, 0, None, settings(max_length=8, min_length=3))) == wanted

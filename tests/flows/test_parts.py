@@ -85,6 +85,13 @@ def test_a_precision_of_generation_alone(precision: str, monkeypatch: pytest.Mon
     )
 
 
+@pytest.mark.parametrize(("kind", "computes"), [("cpu", "fp32"), ("cuda", "fp16")])
+def test_fp16_with_an_engine_that_keeps_no_weights_in_it(kind: str, computes: str) -> None:
+    asked = ["synthesis.precision=fp16", "synthesis.engine=transformers"]
+    parts = plan_parts(session(asked, kind, 2**37))
+    assert parts["synthesis"]["precision"] == [computes, computes]
+
+
 def test_int8_where_it_is_not_multiplied() -> None:
     with pytest.raises(ModelError, match="precision=int8 is for CPUs that multiply bytes"):
         plan_parts(session(["synthesis.precision=int8"], "cuda", 2**37))

@@ -127,6 +127,14 @@ assert ids.shape == (1, 1)
 assert model.generate(ids, max_new_tokens=5, do_sample=False, pad_token_id=0).shape[1] > 1
 rows = datasets.load_dataset("parquet", data_files=f"{{run}}/dataset/train.parquet", split="train")
 assert set(rows.column_names) >= {{"text", "labels", "soft_labels", "weights", "is_synth"}}
+splits = datasets.load_dataset(f"{{run}}/dataset")
+assert {{name: len(rows) for name, rows in splits.items()}} == {{
+    "train": len(rows), "validation": 40, "test": 40
+}}
+assert any(splits["train"]["is_synth"])
+assert not any(splits["validation"]["is_synth"]) and not any(splits["test"]["is_synth"])
+drift = datasets.load_dataset(f"{{run}}/dataset", "drift")
+assert set(drift) == {{"validation", "test"}} and all(drift["test"]["is_synth"])
 assert "sentisynth" not in sys.modules
 """
     done = subprocess.run(
@@ -310,7 +318,7 @@ def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
     hopeless = ["synthesis.tau=1", "synthesis.max_candidates_per_class=64"]
     command = ["synthesize", "quickstart", *quick_overrides, *hopeless, "--out", str(run)]
     assert main(command) == 2
-    told = "accepted rows of 30 after 64 .*; the commonest reason is (below_tau|wrong_label)"
+    told = "accepted rows of 30 after 64 .*; the commonest reason is (below_tau|wrong_label).*better gen"
     assert re.search(told, capsys.readouterr().err.splitlines()[-1])
     assert not (run / "pool" / "manifest.json").exists() and not (run / "dataset").exists()
     assert len(list((run / "pool").glob("label=*/*.parquet"))) in (3, 4)
