@@ -2,7 +2,8 @@
 
 One actor a GPU, or one a CPU where there is none, each with our engine and random weights of GPT-2
 small's shape: first one actor alone, then all together. Efficiency is what all reach, divided by
-what one reaches times their number.
+what one reaches times their number. The limit is that of one actor's device, from the rate of
+products and the memory bandwidth that are measured there.
 """
 
 import argparse
@@ -13,8 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import limits
 import ray
 import torch
+from environment import environment
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from sentisynth.config.synthesis import SamplingConfig
@@ -33,10 +36,11 @@ class Generator:
         torch.set_num_threads(1)
         torch.manual_seed(0)
         device = best_device()
+        self._dtype = inference_dtype("auto", device)
         model = GPT2LMHeadModel(GPT2Config(n_layer=layers)).to(device).eval()
         endless = SimpleNamespace(eos_token_id=-1)
-        self._engine = BatchEngine(model, endless, inference_dtype("auto", device))
-        self._batch, self._next = batch, 0
+        self._engine = BatchEngine(model, endless, self._dtype)
+        self._batch, self._next, self._layers = batch, 0, layers
         self.run(0.0)
 
     def run(self, seconds: float) -> tuple[int, float]:
@@ -48,6 +52,13 @@ class Generator:
             tokens += sum(len(row or []) for row in rows)
             self._next += 1
         return tokens, time.perf_counter() - started
+
+    def limit(self) -> float:
+        """Tokens a second that this device could make at most."""
+        precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
+        positions = len(PROMPT) + SamplingConfig().max_new_tokens / 2
+        measured = limits.limits(1)
+        return limits.limit(self._batch, measured, precision, positions, self._layers)
 
     def device(self) -> str:
         facts = device_facts()
@@ -62,12 +73,14 @@ def main(given: list[str]) -> int:
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(given)
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # no node imports this file
+    for module in (sys.modules[__name__], limits):  # no node imports these files
+        ray.cloudpickle.register_pickle_by_value(module)
     with connected():
         found = measure(arguments)
-    print(json.dumps(found, indent=1))
+    for name, value in found.items():
+        print(f"{name:28} {value if not isinstance(value, list) else ', '.join(value)}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.json.write_text(json.dumps({**environment(), **found}, indent=1) + "\n")
     return 0
 
 
@@ -81,6 +94,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         ray.remote(Generator).options(**options).remote(batch, arguments.layers) for _ in range(n)
     ]
     devices = ray.get([actor.device.remote() for actor in actors])
+    bound = ray.get(actors[0].limit.remote())
     tokens, seconds = ray.get(actors[0].run.remote(arguments.seconds))
     alone = tokens / seconds
     made = ray.get([actor.run.remote(arguments.seconds) for actor in actors])
@@ -90,6 +104,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "devices": sorted(set(devices)),
         "batch": batch,
         "tokens per second, one alone": round(alone),
+        "share of the limit, one alone": round(alone / bound, 3),
         "tokens per second, all": round(total),
         "tokens per second, each": round(total / n),
         "scaling efficiency": round(total / (n * alone), 3),

@@ -15,19 +15,17 @@ beside it (`benchmarks/export_peers.sh DIR`), and are left out otherwise.
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from engines import NEW, PROMPT
 from environment import environment
+from limits import limit, limits
 
 HERE = Path(__file__).parent
 CPU_ENGINES = [
@@ -88,59 +86,6 @@ def make_model(directory: Path) -> None:
         model.transformer.ln_f.weight[0] = 0.0
         model.transformer.ln_f.bias[0] = END_LOGIT
     model.save_pretrained(directory)
-
-
-def limits(threads: int) -> dict[str, float]:
-    """Measured: TFLOP/s of products at 256 rows with laid-out weights, and bytes a second."""
-    torch.set_num_threads(threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    from sentisynth.models.devices import multiplies_int8
-    from sentisynth.models.int8 import Int8Linear
-    from sentisynth.models.linear import Linear
-
-    found = {}
-    with torch.inference_mode():
-        size = 4096 if device.type == "cuda" else 256
-        for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-            layer = Linear(torch.randn(3072, 768, dtype=dtype, device=device), None)
-            x = torch.randn(size, 768, dtype=dtype, device=device)
-            seconds = best(partial(layer, x), device)
-            found[f"{name} TFLOP/s"] = 2 * size * 768 * 3072 / seconds / 1e12
-        if multiplies_int8(device.type):
-            product = Int8Linear(torch.randn(3072, 768), None).product
-            seconds = best(partial(product, torch.ones(size, 768, dtype=torch.uint8)), device)
-            found["int8 TFLOP/s"] = 2 * size * 768 * 3072 / seconds / 1e12
-        source = torch.ones(2**27, dtype=torch.float32, device=device)
-        found["GB/s"] = source.nbytes / best(source.sum, device, 5) / 1e9
-    return {name: round(value, 3) for name, value in found.items()}
-
-
-def best(call: Any, device: torch.device, repeats: int = 30) -> float:
-    seconds = []
-    calls = 50 if device.type == "cuda" else 1  # a launch takes as long as a product there
-    for _ in range(repeats):
-        started = time.perf_counter()
-        for _ in range(calls):
-            call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append((time.perf_counter() - started) / calls)
-    return min(seconds)
-
-
-def limit(batch: int, measured: dict[str, float], precision: str) -> float:
-    """Tokens a second if products, weights and caches took what they must and nothing else did."""
-    parameters, layers, width = 124_400_000, 12, 768
-    half = "bf16" if torch.cuda.is_available() else "fp32"  # what fp16 is multiplied as fast as
-    rate = half if precision == "fp16" else precision
-    if f"{rate} TFLOP/s" not in measured:
-        return math.nan
-    size = 2 if rate == "bf16" else 4
-    products = 2 * parameters * batch / (measured[f"{rate} TFLOP/s"] * 1e12)
-    bytes_each = {"fp32": 4, "int8": 1}.get(precision, 2)
-    weights = parameters * bytes_each / (measured["GB/s"] * 1e9)
-    cache = 2 * layers * width * size * batch * (len(PROMPT) + NEW / 2) / (measured["GB/s"] * 1e9)
-    return batch / (max(products, weights) + cache)
 
 
 def main() -> None:
@@ -213,7 +158,8 @@ def print_table(batch: int, rates: dict[str, list[float]], measured: dict[str, f
     medians = {name: statistics.median(found) for name, found in rates.items()}
     own = next((name for name in rates if name.startswith("ours:")), "ours:bf16")
     ours = medians.get(own) or max(medians.values())
-    bounds = {name: limit(batch, measured, name.split(":")[1]) for name in rates}
+    positions = len(PROMPT) + NEW / 2
+    bounds = {name: limit(batch, measured, name.split(":")[1], positions) for name in rates}
     print(f"\nbatch {batch}   measured {measured}")
     print(f"{'engine':24} {'tokens/s':>10} {'min':>9} {'max':>9} {'ours / it':>10} {'of limit':>9}")
     for name, found in rates.items():

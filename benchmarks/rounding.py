@@ -21,7 +21,7 @@ from sentisynth import schema
 from sentisynth.config.load import load_config
 from sentisynth.data.splits import load_corpus
 from sentisynth.generation.gpt2 import Decoder
-from sentisynth.models.devices import best_device, inference_dtype
+from sentisynth.models.devices import best_device, inference_dtype, multiplies_int8
 from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
 
 BATCH = 64
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe", nargs="?", default="quickstart")
     parser.add_argument("--models", nargs="+", required=True, metavar="NAME=MODEL")
-    parser.add_argument("--precisions", nargs="+", default=["bf16", "fp16", "int8"])
+    parser.add_argument("--precisions", nargs="+", default=default_precisions())
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -53,6 +53,11 @@ def main() -> None:
         rows = min(arguments.rows, len(texts))
         result = {**environment(), "recipe": arguments.recipe, "texts": rows, "models": found}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def default_precisions() -> list[str]:
+    """What this device multiplies."""
+    return ["bf16", "fp16"] + ["int8"] * multiplies_int8(best_device().type)
 
 
 def compared(path: Path, texts: list[str], arguments: argparse.Namespace) -> dict[str, Any]:

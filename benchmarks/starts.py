@@ -38,7 +38,7 @@ TASKS: dict[str, list[str] | None] = {
     "next token": ["objective=causal", *ALONE],
     "replaced tokens": ALONE,
 }
-LOSSES = ("masked_loss", "validation_loss", "detection_loss", "detection_f1")
+LOSSES = ("detection_loss", "masked_loss", "validation_loss", "detection_f1")
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from environment import environment
-from generation import limits
+from limits import limits
 from shapes import deberta
 
 from sentisynth.config.load import load_config

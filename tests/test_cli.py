@@ -174,6 +174,7 @@ def test_generation_is_measured_on_all_devices_of_a_cluster(tmp_path: Path) -> N
     subprocess.run([*job, "--seconds", "0", "--actors", "2", "--json", str(out)], check=True)
     found = json.loads(out.read_text())
     assert found["actors"] == 2 and found["tokens per second, all"] > 0
+    assert 0 < found["share of the limit, one alone"] < 1 and found["versions"]["torch"]
 
 
 def test_three_named_classes_with_numbers_for_names_fill_the_corpus(tmp_path: Path) -> None:

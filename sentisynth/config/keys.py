@@ -1,4 +1,4 @@
-"""The keys of a configuration, with what each means: its classes are the only place that says it."""
+"""The keys of a configuration and what each means, which its classes alone say."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -30,6 +30,7 @@ class TrackingConfig(Config):
     uri: str | None = None
     """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else a sqlite file in the run directory."""
     experiment: str = "sentisynth"
+    """Name of the MLflow experiment."""
 
     @field_validator("uri")
     @classmethod

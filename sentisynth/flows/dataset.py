@@ -17,7 +17,6 @@ from sentisynth.flows.session import Session
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import read_splits
 
-
 _SPLITS = """\
 ---
 configs:

@@ -10,6 +10,8 @@ from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import engine_of, rows_that_fit
 from sentisynth.models.devices import DeviceFacts, check_int8
 from sentisynth.models.loading import model_digest
+from sentisynth.runtime.placement import place_stream
+from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.seeding import fingerprint
 
 _CODE_VERSION = 6  # raise it when the same plan would give other bytes
@@ -88,8 +90,11 @@ def _unit_size(session: Session) -> int:
     device, placed = session.devices[0], session.placement.generate
     generator = directory.require("generator", "generator …")
     if placed.gpus:
-        share = device.memory * min(placed.gpus, 1.0)
-        return rows_that_fit(generator, config, int(_SHARE_OF_GPU * share), _MOST_ON_GPU)
+        memory = int(_SHARE_OF_GPU * device.memory * min(placed.gpus, 1.0))
+        half = 2 if _precisions(session, session.devices)[0] in ("bf16", "fp16") else 4
+        # the batch engine has embeddings of tokens once more, laid out for its products
+        sizes = {"weight": half + 1 if _is_ours(session) else half, "number": half}
+        return rows_that_fit(generator, config, memory, _MOST_ON_GPU, **sizes)
     share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
     memory = int(_SHARE_OF_RAM * share)
     # the batch engine has weights in fp32 beside those in fp16, and embeddings beside those in int8
@@ -131,6 +136,16 @@ def _precisions(session: Session, devices: Sequence[DeviceFacts]) -> list[str]:
     if own == "fp16" and generation.kind == "cpu" and not _is_ours(session):
         own = "fp32"  # weights alone are in fp16 there, and those of the batch engine alone
     return [own, verification.verification(asked)]
+
+
+def refuse_bytes_on_gpus(session: Session) -> None:
+    """Raise ModelError where `synthesis.precision` is int8 and a generator will have a GPU, before
+    the hours of the trainings.
+    """
+    synthesis = session.config.synthesis
+    if synthesis.precision == "int8":
+        placed = place_stream(synthesis, cluster_resources()).generate
+        check_int8("cuda" if placed.gpus else "cpu")
 
 
 def _is_ours(session: Session) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.documents import document_files, read_documents, sentences
 from sentisynth.data.files import read_json, sha256_file, write_json
-from sentisynth.errors import ModelError
+from sentisynth.errors import DataError, ModelError
 from sentisynth.flows.base_cards import base_model_card
 from sentisynth.flows.console import Console
 from sentisynth.flows.session import Workplace, workplace
@@ -20,6 +20,7 @@ from sentisynth.runtime.train import KeptGroup
 from sentisynth.seeding import fingerprint
 from sentisynth.training.beginnings import check_masked_model, check_start, embed
 from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain
+from sentisynth.training.rows import Rows
 from sentisynth.training.tokenizer import train_tokenizer
 
 _CODE_VERSION = 2  # raise it when the same parts would give other bytes
@@ -35,7 +36,10 @@ def run_pretrain(
     root = Path(config.text.source).expanduser()
     files = document_files(config.text)
     names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
-    digests = {name: sha256_file(path) for name, path in zip(names, files, strict=True)}
+    try:
+        digests = {name: sha256_file(path) for name, path in zip(names, files, strict=True)}
+    except OSError as error:
+        raise DataError(f"the corpus {config.text.source} cannot be read: {error}") from None
     if config.tokenizer.model is not None:
         resolve_model(config.tokenizer.model)
     if config.masked.judge is not None:
@@ -115,7 +119,6 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
 
     def build(out: Path, log: StageLog) -> None:
         shown, held_out, counts = pack_corpus(config, tokenizer)
-        check_rows(config, shown, held_out)
         source = Path(config.text.source)
         log.dataset(source.name, source, fingerprint(digests), counts["documents"])
         shown.save(out / TRAIN)
@@ -131,7 +134,9 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
 
     title = f"2  rows of at most {config.text.max_length} tokens"
     place.do("rows", title, parts, build, is_artifact=False)
-    figures = read_json(place.directory.stage("rows") / "metrics.json")
+    rows = place.directory.stage("rows")
+    check_rows(config, Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT))
+    figures = read_json(rows / "metrics.json")
     place.console.note(
         f"   {figures['tokens']:,} tokens in {figures['rows']:,} rows of {figures['documents']:,} "
         f"documents; left out: {figures['empty']:,} empty, {figures['too_short']:,} shorter than "

@@ -1,9 +1,9 @@
 """Our engine for GPT-2 models: a unit as one batch of fixed shape.
 
-The prompt is computed once for all rows, keys and values in one piece, the
-sampler never sorts the vocabulary, and rows that have ended leave the batch. On a GPU the steps are
-recorded and replayed (`graphs`); on a CPU each thread has rows of its own, since a step is many
-small operations and threads that meet after each of them wait for the slowest.
+The prompt is computed once for all rows, keys and values lie in one piece, the sampler sorts the
+vocabulary only where top-k is off or large, and rows that have ended leave the batch. On a GPU the
+steps are recorded and replayed (`graphs`); on a CPU each thread has rows of its own, since a step
+is many small operations and threads that meet after each of them wait for the slowest.
 """
 
 from concurrent.futures import ThreadPoolExecutor

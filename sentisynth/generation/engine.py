@@ -16,11 +16,17 @@ from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.generation.gpt2 import check_config
 from sentisynth.generation.hf_engine import TransformersEngine
 from sentisynth.generation.vllm_engine import VllmEngine, check_installed
-from sentisynth.models.devices import best_device, inference_dtype
-from sentisynth.models.generator import control_token_id, load_causal_model, prompt_ids
+from sentisynth.models.devices import best_device, inference_dtype, working_dtype
+from sentisynth.models.generator import (
+    control_token_id,
+    count_parameters,
+    load_causal_model,
+    prompt_ids,
+)
+from sentisynth.models.inference import cast_weights
 from sentisynth.models.loading import load_tokenizer, read_config
 
-_LONGEST_PROMPT, _LEAST_ROWS = 32, 8
+_LEAST_ROWS = 8
 
 
 class Engine(Protocol):
@@ -58,10 +64,7 @@ class UnitGenerator:
 
     def __init__(self, path: Path, config: RunConfig) -> None:
         self._config, self._tokenizer = config, load_tokenizer(path)
-        self._control_ids = [
-            control_token_id(self._tokenizer, config.control_token(label))
-            for label in range(len(config.data.labels))
-        ]
+        self._control_ids = _control_ids(self._tokenizer, config)
         self.engine_name = engine_of(path, config.synthesis.engine)
         self._engine = self._load(path)
 
@@ -69,14 +72,12 @@ class UnitGenerator:
         synthesis, device = self._config.synthesis, best_device()
         dtype = inference_dtype(synthesis.precision, device)
         if self.engine_name != "vllm":
-            model = load_causal_model(path).to(device).eval()
-            return ENGINES[self.engine_name](model, self._tokenizer, dtype)
-        prompts = [
-            prompt_ids(self._tokenizer, control_id, prompt)
-            for label, control_id in enumerate(self._control_ids)
-            for prompt in self._config.prompts(label)
-        ]
-        longest = max(map(len, prompts)) + synthesis.sampling.max_new_tokens
+            model = load_causal_model(path).eval()
+            if self.engine_name == "transformers":  # before it takes the device's memory
+                cast_weights(model, working_dtype(dtype, device))
+            return ENGINES[self.engine_name](model.to(device), self._tokenizer, dtype)
+        longest = _longest_prompt(self._tokenizer, self._config)
+        longest += synthesis.sampling.max_new_tokens
         end_id = self._tokenizer.eos_token_id
         return VllmEngine(path, end_id, dtype, longest, synthesis.generate_pool.gpus)
 
@@ -110,6 +111,8 @@ def check_engine(config: RunConfig, model: Any) -> None:
     asked = config.synthesis
     if asked.engine == "batch":
         check_config(model)
+    if asked.engine == "vllm":
+        check_installed()
     if asked.precision == "int8" and choose_engine(asked.engine, model) != "batch":
         raise ModelError(
             f"synthesis.precision=int8 is of the batch engine, which does not run this "
@@ -122,20 +125,41 @@ def engine_of(path: Path, name: str) -> str:
     return choose_engine(name, read_config(path))
 
 
-def rows_that_fit(path: Path, config: RunConfig, memory: int, most: int, weight: int = 4) -> int:
+def rows_that_fit(
+    path: Path, config: RunConfig, memory: int, most: int, *, weight: int = 4, number: int = 4
+) -> int:
     """The largest batch, `most` or a half, a quarter … of it and at least eight, that the generator
-    in `path` is likely to run in so many bytes, of which each of its weights takes `weight`.
+    in `path` is likely to run in so many bytes, of which each of its weights takes `weight`, and
+    each key and value `number`.
     """
-    model = read_config(path).get_text_config()
-    width, layers = model.hidden_size, model.num_hidden_layers
-    weights = weight * (model.vocab_size + 12 * layers * width) * width
-    longest = config.synthesis.sampling.max_new_tokens + _LONGEST_PROMPT
-    # keys and values, logits with what the sampler makes of them, activations; four bytes each
-    row = 4 * (2 * layers * width * longest + 4 * model.vocab_size + 32 * width)
+    whole = read_config(path)
+    weights, model = weight * count_parameters(whole), whole.get_text_config()
+    longest = _longest_prompt(load_tokenizer(path), config)
+    longest += config.synthesis.sampling.max_new_tokens
+    width, heads = model.hidden_size, model.num_attention_heads
+    per_head = getattr(model, "head_dim", None) or width // heads
+    kept = per_head * (getattr(model, "num_key_value_heads", None) or heads)
+    row = number * 2 * model.num_hidden_layers * kept * longest  # keys and values
+    row += 4 * (4 * model.vocab_size + 32 * width)  # what the sampler makes of logits; activations
     size = most
     while size > _LEAST_ROWS and weights + size * row > memory:
         size //= 2
     return size
+
+
+def _control_ids(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> list[int]:
+    labels = range(len(config.data.labels))
+    return [control_token_id(tokenizer, config.control_token(label)) for label in labels]
+
+
+def _longest_prompt(tokenizer: PreTrainedTokenizerBase, config: RunConfig) -> int:
+    """Tokens of the longest prompt of any class, control token included."""
+    lengths = [
+        len(prompt_ids(tokenizer, 0, prompt))
+        for label in range(len(config.data.labels))
+        for prompt in config.prompts(label)
+    ]
+    return max(lengths)
 
 
 def check_generator(path: Path, config: RunConfig) -> None:
@@ -145,11 +169,8 @@ def check_generator(path: Path, config: RunConfig) -> None:
     """
     tokenizer, model = load_tokenizer(path), read_config(path)
     check_engine(config, model)
-    if config.synthesis.engine == "vllm":
-        check_installed()
     room = getattr(model, "max_position_embeddings", None)
-    for label in range(len(config.data.labels)):
-        control_id = control_token_id(tokenizer, config.control_token(label))
+    for label, control_id in enumerate(_control_ids(tokenizer, config)):
         for prompt in config.prompts(label):
             n = len(prompt_ids(tokenizer, control_id, prompt))
             if room is not None and n >= room:

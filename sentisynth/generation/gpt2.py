@@ -14,6 +14,7 @@ from sentisynth.models.int8 import Int8Linear
 from sentisynth.models.linear import FUSED, Linear
 
 _BLOCK = 16  # positions by which a cache grows
+_ROWS_OF_UNEMBEDDING = {"cuda": 64}  # a multiple of it: odd ones shut cuBLAS's fast kernels out
 Logits = tuple[torch.Tensor, torch.Tensor | None]
 
 
@@ -108,7 +109,9 @@ class Decoder:
         if self.dtype != torch.float32 or dtype == torch.int8:
             self._mean_E = unembed_VE.mean(dim=0)
             unembed_VE = unembed_VE - self._mean_E
-        self._unembed = _laid_out(unembed_VE, None, dtype)
+        self._vocabulary = len(unembed_VE)
+        n_more = -self._vocabulary % _ROWS_OF_UNEMBEDDING.get(self.device.type, 1)
+        self._unembed = _laid_out(F.pad(unembed_VE, (0, 0, 0, n_more)), None, dtype)
 
     def cache(self, n_rows: int, capacity: int) -> Cache:
         """An empty cache."""
@@ -175,7 +178,7 @@ class Decoder:
             cache.length = end
         last_BE = self._normed(x_NE.view(b, s, -1)[:, -1], self._norm)
         shift_B = None if self._mean_E is None else last_BE.float() @ self._mean_E
-        return self._unembed(last_BE), shift_B
+        return self._unembed(last_BE)[:, : self._vocabulary], shift_B
 
     def _normed(self, x: torch.Tensor, norm: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return F.layer_norm(x, (x.shape[-1],), *norm, eps=self._epsilon)

@@ -1,9 +1,12 @@
 """Any causal language model by transformers' `generate`: the reference, and the fallback."""
 
-from typing import Any
-
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
@@ -37,8 +40,9 @@ class TransformersEngine:
         inputs = torch.tensor([prompt] * unit.size, device=self._model.device)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(seed, "unit", unit.label, unit.first_index))
-            out = self._continued(
+            out: torch.Tensor = self._model.generate(
                 inputs,
+                logits_processor=LogitsProcessorList([_Finite()]),
                 attention_mask=torch.ones_like(inputs),
                 do_sample=True,
                 max_new_tokens=steps,
@@ -51,14 +55,17 @@ class TransformersEngine:
             )
         return until_end(out[:, len(prompt) :], self._eos_id)
 
-    def _continued(self, inputs: torch.Tensor, **settings: Any) -> torch.Tensor:
-        try:
-            found: torch.Tensor = self._model.generate(inputs, **settings)
-        except RuntimeError as error:
-            if "probability tensor" not in str(error):
-                raise
+
+class _Finite(LogitsProcessor):  # type: ignore[misc]
+    """Ends a unit whose logits are not finite before torch draws from them, which on a GPU takes
+    the whole process along.
+    """
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        del input_ids
+        if not (scores < torch.inf).all():  # -inf is a token that cannot be drawn
             raise ModelError(
                 "the generator's logits are not finite, and transformers then makes no row of a "
                 "unit; set synthesis.precision=fp32, or look at the generator"
-            ) from None
-        return found
+            )
+        return scores

@@ -69,6 +69,7 @@ def distribution(
     The true logits are `logits_BV` plus `shift_B` (fp32), in any floating type; they are changed.
     """
     if is_short(logits_BV.shape[1], config):
+        logits_BV = logits_BV.contiguous()
         raw_BL = logits_BV.gather(1, history.tokens_BL)
         *found, overflow = short_distribution(logits_BV, history, config, shift_B)
         if not overflow:

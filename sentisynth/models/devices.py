@@ -3,7 +3,7 @@
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,11 @@ import torch
 
 from sentisynth.errors import ModelError, PlacementError
 
+# of control groups: version 2 and version 1, as a container sees its own
+_MEMORY_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 # of allocators and libraries that raise a plain RuntimeError
 _MEMORY_WORDS = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
 
@@ -64,8 +69,17 @@ def device_facts(device: torch.device | None = None) -> DeviceFacts:
         found = torch.cuda.get_device_properties(device)
         name, memory = found.name, found.total_memory
     else:
-        name, memory = _cpu_name(), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        name, memory = _cpu_name(), _memory()
     return DeviceFacts(kind=device.type, name=name, memory=memory, precision=precision)
+
+
+def _memory() -> int:
+    """Bytes of RAM that this process may have: the machine's, or those of its container."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for path in _MEMORY_LIMITS:
+        with suppress(OSError, ValueError):  # no such file; "max", which is no limit
+            found.append(int(path.read_text()))
+    return min(found)
 
 
 def _cpu_name() -> str:

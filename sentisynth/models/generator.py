@@ -116,6 +116,13 @@ def add_adapters(model: PreTrainedModel, rank: int, control_ids: Sequence[int]) 
     return get_peft_model(model, settings)
 
 
+def count_parameters(config: Any) -> int:
+    """Parameters of a causal language model so configured; nothing is allocated."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
+
+
 def load_causal_model(path: Path) -> PreTrainedModel:
     """A fine-tuned generator as it was saved."""
     return load_pretrained(AutoModelForCausalLM, path)

@@ -20,11 +20,18 @@ from sentisynth.training.cooccurrence import cooccurrence_embeddings
 from sentisynth.training.rows import Rows
 
 EMBEDDINGS, _TABLE = "embeddings.safetensors", "embeddings"
+OBJECTIVE = "pretraining_objective"
+"""Key of a base model's config.json."""
 
 
 def embed(config: PretrainConfig, tokenizer: Path, rows: Path, out: Path) -> None:
     """Write what the tables of embeddings begin with: float32 (V, E), for the widest of them."""
     pieces = load_tokenizer(tokenizer)
+    if len(pieces) <= config.table_width:  # known here alone where the tokenizer is a given one
+        raise ModelError(
+            f"the tokenizer has {len(pieces)} pieces; with embeddings=cooccurrence there must be "
+            f"more of them than the width, which is {config.table_width}: set embeddings=random"
+        )
     seed = derive_seed(config.seed, "embeddings")
     table_VE = cooccurrence_embeddings(
         Rows.map(rows), len(pieces), config.table_width, pieces.all_special_ids, seed
@@ -94,10 +101,17 @@ def load_masked_model(path: Path, tokenizer: PreTrainedTokenizerBase, key: str) 
 
 
 def check_masked_model(path: Path, key: str) -> None:
-    """Raise ModelError unless a model directory is of the kind that `objective=masked` makes."""
-    kinds = read_config(path).architectures
-    if kinds != ["DebertaV2ForMaskedLM"]:
-        raise ModelError(
-            f"{key}: {path} has a {', '.join(kinds or ['model without a head'])}; give the "
-            f"model of a pretraining with objective=masked"
-        )
+    """Raise ModelError unless a model directory is of the kind that `objective=masked` makes: a
+    causal encoder looks the same, and `start.model` takes it too, but never filled a mask.
+    """
+    config = read_config(path)
+    kinds = config.architectures
+    told = ", ".join(kinds or ["model without a head"])
+    objective = getattr(config, OBJECTIVE, "masked")  # older ones do not say it
+    if kinds == ["DebertaV2ForMaskedLM"] and (objective == "masked" or key == "start.model"):
+        return
+    if kinds == ["DebertaV2ForMaskedLM"]:
+        told = f"model that was trained with objective={objective}"
+    raise ModelError(
+        f"{key}: {path} has a {told}; give the model of a pretraining with objective=masked"
+    )

@@ -131,6 +131,11 @@ def evaluations(
             entry = _evaluated(task, engine, progress, per_epoch, config)
             best.offer(entry[best.metric], engine)
             progress.is_finished = step == total or 0 < config.early_stopping <= progress.since_best
+            if progress.is_finished and progress.best_value is None:
+                raise ModelError(
+                    f"{best.metric} was no number in any evaluation; lower train.learning_rate "
+                    f"(now {config.learning_rate:g}) or set train.precision=fp32"
+                )
             waited = time.monotonic() - saved > _CHECKPOINT_S and config.checkpoint_every is None
             is_due = is_due or progress.is_finished or _agreed(waited, engine.device)
         if is_due:

@@ -3,6 +3,7 @@
 B rows, S tokens, M masked positions, V pieces.
 """
 
+import math
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.data.files import read_json, write_json
+from sentisynth.errors import ModelError
 from sentisynth.models.devices import hardware
 from sentisynth.models.loading import (
     load_tokenizer,
@@ -37,6 +39,7 @@ from sentisynth.seeding import derive_seed
 from sentisynth.training import detection
 from sentisynth.training.beginnings import (
     EMBEDDINGS,
+    OBJECTIVE,
     load_masked_model,
     put_embeddings,
     start_from,
@@ -72,6 +75,7 @@ class TokenTask:
     ) -> None:
         self.model, self.rows, self._held_out, self._judge = model, rows, held_out, judge
         self._pad_id, self._mask_id = tokenizer.pad_token_id, tokenizer.mask_token_id
+        self._special = torch.tensor(sorted(tokenizer.all_special_ids))
         self._mask_rate = mask_rate
 
     def weight(self, rows: np.ndarray) -> float:
@@ -130,9 +134,8 @@ class TokenTask:
 
     def _masked(self, rows: Rows, batch: np.ndarray, rate: float) -> MaskedBatch:
         ids_BS, mask_BS = rows.padded(batch, self._pad_id)
-        chosen_BS = chosen_positions(
-            mask_BS.sum(dim=1), ids_BS.shape[1], rate, torch.rand(ids_BS.shape)
-        )
+        may_BS = mask_BS.bool() & ~torch.isin(ids_BS, self._special)
+        chosen_BS = chosen_positions(may_BS, rate, torch.rand(ids_BS.shape))
         counted_BS = mask_BS.bool() & torch.from_numpy(batch >= 0)[:, None]
         parts = (ids_BS, mask_BS, counted_BS, chosen_BS & counted_BS)
         return MaskedBatch(*(part.to(self.model.device) for part in parts))
@@ -172,6 +175,13 @@ def pretrain(
     progress = fit(task, train, seed, report, work, total_steps=train.steps)
     if not is_first_worker():
         return
+    last = progress.evaluations[-1]
+    if not all(map(math.isfinite, last.values())):
+        raise ModelError(
+            f"the figures on the held-out documents are no numbers at step {progress.step}: "
+            f"{last}; lower train.learning_rate (now {train.learning_rate:g}) or set "
+            f"train.precision=fp32"
+        )
     del task
     model = _fresh(config, pieces)
     put_weights(model, best_weights(work), work)
@@ -180,9 +190,9 @@ def pretrain(
         finished = model.detector.encoder
     elif isinstance(model, MaskedModel | OneWayModel):
         finished = model.masked
-    _save(finished, pieces, out, config)
+    _save(finished, pieces, out, config, config.chosen_objective)
     if config.chosen_objective == "replaced":
-        _save(model.masked, pieces, out / "masked", config)
+        _save(model.masked, pieces, out / "masked", config, "masked")
     order = endless_batches(shown.lengths, train.batch_size, derive_seed(seed, "order"))
     tokens = sum(int(shown.lengths[batch].sum()) for batch in islice(order, progress.step))
     figures = {
@@ -222,9 +232,14 @@ def seed_of(config: PretrainConfig) -> int:
 
 
 def _save(
-    model: Any, tokenizer: PreTrainedTokenizerBase, out: Path, config: PretrainConfig
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    config: PretrainConfig,
+    objective: str,
 ) -> None:
     model = for_fine_tuning(model)
+    setattr(model.config, OBJECTIVE, objective)
     save_model(model.half() if config.weights == "fp16" else model, tokenizer, out)
 
 

@@ -10,10 +10,10 @@ import pytest
 import sentisynth
 from sentisynth.config.load import load_config
 from sentisynth.errors import ModelError, RunDirectoryError
-from sentisynth.flows.parts import plan_parts, refuse_other_machines
+from sentisynth.flows.parts import plan_parts, refuse_bytes_on_gpus, refuse_other_machines
 from sentisynth.flows.session import versions
 from sentisynth.models.devices import DeviceFacts
-from sentisynth.runtime.placement import Placement, PoolPlacement
+from sentisynth.runtime.placement import Placement, PoolPlacement, Resources
 from tests.conftest import RESOURCES
 
 
@@ -40,7 +40,7 @@ def session(
 
 @pytest.mark.parametrize(
     ("kind", "memory", "wanted"),
-    [("cpu", 2**34, 256), ("cpu", 2**28, 16), ("cuda", 2**37, 4096), ("cuda", 2**31, 512)],
+    [("cpu", 2**34, 256), ("cpu", 2**28, 16), ("cuda", 2**37, 4096), ("cuda", 2**31, 1024)],
 )
 def test_units_are_as_large_as_an_actor_holds(kind: str, memory: int, wanted: int) -> None:
     parts = plan_parts(session(["synthesis.unit_size=0"], kind, memory))
@@ -95,6 +95,32 @@ def test_fp16_with_an_engine_that_keeps_no_weights_in_it(kind: str, computes: st
 def test_int8_where_it_is_not_multiplied() -> None:
     with pytest.raises(ModelError, match="precision=int8 is for CPUs that multiply bytes"):
         plan_parts(session(["synthesis.precision=int8"], "cuda", 2**37))
+
+
+@pytest.mark.parametrize(("gpus", "is_refused"), [((1.0,), True), ((0.0,), False)])
+def test_int8_with_gpus_is_refused_before_the_trainings(
+    gpus: tuple[float, ...], is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resources() -> Resources:
+        return Resources(node_cpus=(8.0,), node_gpus=gpus)
+
+    monkeypatch.setattr("sentisynth.flows.parts.cluster_resources", resources)
+    monkeypatch.setattr("sentisynth.models.devices.multiplies_int8", lambda kind: kind == "cpu")
+    place = session(["synthesis.precision=int8"], "cpu", 2**34)
+    if is_refused:
+        with pytest.raises(ModelError, match="precision=int8 is for CPUs.*this is a GPU"):
+            refuse_bytes_on_gpus(place)
+    else:
+        refuse_bytes_on_gpus(place)
+    refuse_bytes_on_gpus(session([], "cpu", 2**34))
+
+
+def test_a_long_prompt_and_a_wide_cache_make_smaller_units() -> None:
+    short, long = (
+        plan_parts(session(["synthesis.unit_size=0", *more], "cuda", 2**31))["synthesis"]
+        for more in ([], ["generator.prompts={negative: [" + "so " * 60 + "], positive: ['']}"])
+    )
+    assert short["unit_size"] == 2 * long["unit_size"]
 
 
 def test_units_are_not_made_on_other_machines() -> None:

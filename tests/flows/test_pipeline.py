@@ -318,7 +318,8 @@ def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
     hopeless = ["synthesis.tau=1", "synthesis.max_candidates_per_class=64"]
     command = ["synthesize", "quickstart", *quick_overrides, *hopeless, "--out", str(run)]
     assert main(command) == 2
-    told = "accepted rows of 30 after 64 .*; the commonest reason is (below_tau|wrong_label).*better gen"
+    told = "accepted rows of 30 after 64 .*; the commonest reason is (below_tau|wrong_label)"
+    told += ".*: .*train a better generator.*; what was made is kept"
     assert re.search(told, capsys.readouterr().err.splitlines()[-1])
     assert not (run / "pool" / "manifest.json").exists() and not (run / "dataset").exists()
     assert len(list((run / "pool").glob("label=*/*.parquet"))) in (3, 4)

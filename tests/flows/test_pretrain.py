@@ -136,6 +136,11 @@ def test_rows_are_the_same_from_any_kind_of_file(
     ("kind", "more", "said"),
     [
         ("encoder", ["train.batch_size=5000"], "fewer than train.batch_size, which is 5000"),
+        (
+            "encoder",
+            ["tokenizer.model=package:reviews-encoder-mini", "shape.width=8192"],
+            "the tokenizer has 8192 pieces; with embeddings=cooccurrence there must be more",
+        ),
         ("encoder", ["tokenizer.vocab_size=50000"], "tokenizer.vocab_size is 50000; the corpus"),
         ("encoder", ["tokenizer.model=package:gpt2-mini"], "has no mask token"),
         ("encoder", ["text.source=nowhere.parquet"], "there is no corpus nowhere.parquet"),

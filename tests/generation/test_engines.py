@@ -5,12 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from transformers import GenerationConfig, GPT2Config, LlamaConfig
+from transformers import GenerationConfig, GPT2Config, LlamaConfig, Qwen2Config
 
 from sentisynth.config.load import load_config
 from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
+from sentisynth.generation import gpt2
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.generation.engine import (
     ENGINES,
@@ -283,6 +284,33 @@ def test_the_batch_follows_the_memory(tmp_path: Path, tiny_gpt2: Path) -> None:
     sizes = [rows_that_fit(tmp_path, config, memory, 4096) for memory in (10**11, 10**8, 10**7)]
     assert sizes[0] == 4096 > sizes[1] > sizes[2] >= 8
     assert rows_that_fit(tmp_path, config, 10**3, 4096) == 8
+
+
+def test_heads_that_share_keys_take_less_memory(tmp_path: Path, tiny_gpt2: Path) -> None:
+    """As in Qwen2 and Llama; a number of two bytes makes batches larger still."""
+    _, tokenizer = load_generator(str(tiny_gpt2), ["<NEG>", "<POS>"])
+    config, sizes = load_config("quickstart"), []
+    for shared in (8, 1):
+        heads = {"num_attention_heads": 8, "num_key_value_heads": shared}
+        shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 8}
+        Qwen2Config(vocab_size=128, **shape, **heads).save_pretrained(tmp_path)
+        tokenizer.save_pretrained(tmp_path)
+        sizes.append(rows_that_fit(tmp_path, config, 2**28, 2**16))
+    assert sizes[1] >= 4 * sizes[0]
+    assert rows_that_fit(tmp_path, config, 2**28, 2**16, number=2) >= sizes[1]
+
+
+def test_an_unembedding_with_more_rows_gives_the_same_tokens(mini, monkeypatch) -> None:
+    """As on a GPU, where the vocabulary is rounded up for its kernels."""
+    wanted = BatchEngine(*mini, torch.float32)(PROMPT, Unit(0, 0, 40), 1, SAMPLING)
+    monkeypatch.setattr(gpt2, "_ROWS_OF_UNEMBEDDING", {"cpu": 1000})
+    decoder = Decoder(mini[0], torch.float32)
+    logits, prefix = decoder.prefill(PROMPT)
+    assert not logits[0].repeat(2, 1)[0].isnan().any() and decoder._vocabulary % 1000
+    assert BatchEngine(*mini, torch.float32)(PROMPT, Unit(0, 0, 40), 1, SAMPLING) == wanted
+    uniforms = torch.from_numpy(candidate_uniforms(1, 0, 0, 40, SAMPLING.max_new_tokens))
+    steps = GraphedSteps(decoder, mini[1].eos_token_id, record=False)
+    assert steps(PROMPT, logits, prefix, uniforms, SAMPLING) == wanted
 
 
 def test_running_out_of_memory_is_a_sentence() -> None:

@@ -52,7 +52,9 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def chosen(mask: torch.Tensor, rate: float = 0.15) -> torch.Tensor:
-    return chosen_positions(mask.sum(dim=1), mask.shape[1], rate, torch.rand(mask.shape))
+    column = torch.arange(mask.shape[1])
+    inside = (column > 0) & (column < mask.sum(dim=1, keepdim=True) - 1)
+    return chosen_positions(inside, rate, torch.rand(mask.shape))
 
 
 @pytest.mark.parametrize(("rate", "wanted"), [(0.15, [3, 2, 1]), (0.5, [10, 5, 1])])
@@ -129,14 +131,26 @@ def test_coupled_parts_share_embeddings_and_one_rate() -> None:
     assert [factor for factor, _ in parts_of(both)] == [1.0]
     ids, mask = batch()
     inputs = MaskedBatch(ids, mask, mask.bool(), chosen(mask))
-    grads = []
-    for coupling in (1.0, 50.0):
-        both._coupling = coupling
-        both.zero_grad()
+    losses = []
+    for coupling in (1.0, 2.0, 50.0):
+        same = model(settings(optimizer="coupled", coupling=coupling))
         torch.manual_seed(1)
-        both(inputs).backward()
-        grads.append(shared.grad.clone())
-    assert not grads[0].equal(grads[1])
+        losses.append(same(inputs).item())
+    of_detector = losses[1] - losses[0]
+    assert of_detector > 1
+    assert losses[2] - losses[0] == pytest.approx(49 * of_detector, rel=1e-4)
+
+
+def test_a_filler_row_is_not_learned_from() -> None:
+    both = model(settings())
+    ids, mask = batch()
+    counted = mask.bool() & torch.tensor([True, True, False])[:, None]
+    at = chosen(mask) & counted
+    found = []
+    for rows in (slice(None), slice(2)):
+        torch.manual_seed(1)
+        found.append(both(MaskedBatch(ids[rows], mask[rows], counted[rows], at[rows])).item())
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
 
 
 def test_the_loss_weighs_masked_positions_by_their_share() -> None:

@@ -20,8 +20,15 @@ from sentisynth.models.loading import load_tokenizer
 from sentisynth.training.beginnings import EMBEDDINGS, embed, put_embeddings, start_from
 from sentisynth.training.engine import TorchEngine
 from sentisynth.training.loop import take_step
-from sentisynth.training.pretraining import HELD_OUT, TRAIN, pretrain, pretraining_task
+from sentisynth.training.pretraining import (
+    HELD_OUT,
+    TRAIN,
+    TokenTask,
+    pretrain,
+    pretraining_task,
+)
 from sentisynth.training.rows import Rows
+from sentisynth.training.tasks import LanguageModelTask
 from sentisynth.training.tokenizer import train_tokenizer
 from tests.conftest import reviews
 
@@ -181,7 +188,14 @@ def test_a_judge_of_another_kind_or_tokenizer_is_a_sentence(
     )
     other = reviews("test", 200)["text"].to_pylist()
     train_tokenizer(settings(), lambda: other).save_pretrained(judge)
-    for path, said in ((judge, "tokenizer in .* is another one"), (tiny_bert, "has a BertModel")):
+    one_way = run(
+        settings(objective="causal", train={"steps": 2}), encoder, tmp_path / "c", tmp_path / "v"
+    )
+    for path, said in (
+        (judge, "tokenizer in .* is another one"),
+        (tiny_bert, "has a BertModel"),
+        (one_way, "was trained with objective=causal"),
+    ):
         config = settings(masked={"judge": str(path)})
         with pytest.raises(ModelError, match=f"masked.judge: .*{said}"):
             run(config, encoder, tmp_path / "out", tmp_path / "work")
@@ -292,6 +306,35 @@ def test_two_workers_share_batches_and_evaluations(encoder: Path, tmp_path: Path
     assert figures["steps"] == alone["steps"] and figures["tokens_seen"] == alone["tokens_seen"]
     for key in ("masked_loss", "detection_loss"):
         assert figures[key] == pytest.approx(alone[key], rel=0.05)
+
+
+def test_special_tokens_are_never_masked(encoder: Path) -> None:
+    """Unknown pieces, too, which stand inside a row."""
+    tokenizer = load_tokenizer(encoder / "tokenizer")
+    first, last, unknown = (getattr(tokenizer, f"{x}_token_id") for x in ("cls", "sep", "unk"))
+    rows = Rows.of([[first, unknown, 7, unknown, 8, last], [first, *[unknown] * 4, last]], [0, 0])
+    task = pretraining_task(settings(), tokenizer, rows, rows)
+    for seed in range(20):
+        torch.manual_seed(seed)
+        found = task._masked(rows, np.array([0, 1]), 0.9).chosen_BS
+        assert found.tolist() == [[False, False, True, False, True, False], [False] * 6]
+
+
+def test_figures_that_are_no_numbers_end_a_training(
+    either: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else weights that nothing chose would be the model."""
+    kind = (either / "kind").read_text()
+    task = TokenTask if kind == "encoder" else LanguageModelTask
+    evaluate = task.evaluate
+
+    def broken(*arguments: Any) -> dict[str, float]:
+        return dict.fromkeys(evaluate(*arguments), float("nan"))
+
+    monkeypatch.setattr(task, "evaluate", broken)
+    with pytest.raises(ModelError, match="no number.* lower train.learning_rate"):
+        run(settings(kind), either, tmp_path / "out", tmp_path / "work")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
 def test_activations_may_be_computed_again(encoder: Path, tmp_path: Path) -> None:
