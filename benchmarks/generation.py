@@ -9,7 +9,7 @@ process of its own, in turn in each repetition, so that all see the same weather
 rows end as real texts do (the end token is made likely enough for some 22 tokens a row), and
 tokens are those before the end. The limit is that of an engine's precision, from the rate of
 matrix products and the memory bandwidth that are measured in the same run. Peers:
-`pip install 'sentisynth[bench]'`; OpenVINO and CTranslate2 need the model in their own formats
+the extra `bench`; OpenVINO and CTranslate2 need the model in their own formats
 beside it (`benchmarks/export_peers.sh DIR`), and are left out otherwise.
 """
 

@@ -1,6 +1,6 @@
 """Stage E as a Ray job:
 
-ray job submit --working-dir . -- python jobs/distil.py RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/distil.py RECIPE [key=value ...] --out DIR
 
 RECIPE and DIR are as for `sentisynth distil`; DIR must be seen by every node.
 """

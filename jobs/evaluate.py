@@ -1,6 +1,6 @@
 """The evaluation as a Ray job:
 
-ray job submit --working-dir . -- python jobs/evaluate.py RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/evaluate.py RECIPE [key=value ...] --out DIR
 
 RECIPE and DIR are as for `sentisynth evaluate`; DIR must be seen by every node.
 """

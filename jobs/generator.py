@@ -1,6 +1,6 @@
 """Stage B as a Ray job:
 
-ray job submit --working-dir . -- python jobs/generator.py RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/generator.py RECIPE [key=value ...] --out DIR
 
 RECIPE and DIR are as for `sentisynth generator`; DIR must be seen by every node.
 """

@@ -1,6 +1,6 @@
 """The whole pipeline as a Ray job:
 
-ray job submit --working-dir . -- python jobs/pipeline.py RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/pipeline.py RECIPE [key=value ...] --out DIR
 
 RECIPE and DIR are as for `sentisynth run`; DIR must be seen by every node.
 """

@@ -1,6 +1,6 @@
 """A base model as a Ray job:
 
-ray job submit --working-dir . -- python jobs/pretrain.py KIND RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/pretrain.py KIND RECIPE [key=value ...] --out DIR
 
 KIND, RECIPE and DIR are as for `sentisynth pretrain`; DIR must be seen by every node.
 """

@@ -1,6 +1,6 @@
 """A sweep as a Ray job:
 
-ray job submit --working-dir . -- python jobs/sweep.py KIND RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/sweep.py KIND RECIPE [key=value ...] --out DIR
 
 KIND, RECIPE and DIR are as for `sentisynth sweep`; DIR must be seen by every node.
 """

@@ -1,6 +1,6 @@
 """Stages C and D as a Ray job:
 
-ray job submit --working-dir . -- python jobs/synthesize.py RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/synthesize.py RECIPE [key=value ...] --out DIR
 
 RECIPE and DIR are as for `sentisynth synthesize`; DIR must be seen by every node.
 """

@@ -1,6 +1,6 @@
 """Stage A as a Ray job:
 
-ray job submit --working-dir . -- python jobs/teacher.py RECIPE [key=value ...] [--out DIR]
+ray job submit --working-dir . -- python jobs/teacher.py RECIPE [key=value ...] --out DIR
 
 RECIPE and DIR are as for `sentisynth teacher`; DIR must be seen by every node.
 """

@@ -16,6 +16,16 @@ RECIPE is a built-in name (see `sentisynth recipes`) or a YAML file. Any key of 
     sentisynth run quickstart synthesis.n_per_class=500 distil.alpha=0.5
 The same command again does nothing that is done, and goes on where it was interrupted.
 """
+_SWEEP_EPILOG = """\
+A KIND has a grid of its own; each of its points is trained for each of --seeds:
+    alpha-beta 10 x 10   alpha 10   beta 10   tau 6   temperature 4   size 5   arms 3
+Beside keys of the recipe:
+    dim.KEY=[a,b,c]          other values, or one more dimension: alpha, beta, tau, temperature, size, arm,
+                             student.model, student.train.learning_rate and others of student.train
+    search=grid|optuna       optuna draws samples=N points; dim.KEY may then be uniform(a,b) or loguniform(a,b)
+    stopping=none|asha|median
+    register=NAME            the best student becomes a version of that registered model
+"""
 _SUBMIT = "the same command as a Ray job: submit COMMAND ... --address URL --out DIR [--detach]"
 _PRETRAIN = "a base model from unlabelled text alone: an encoder, or a generator"
 _STAGE_HELP = {
@@ -151,7 +161,7 @@ def _recipe_command(commands: Any, name: str, text: str) -> argparse.ArgumentPar
         name,
         help=text,
         description=text,
-        epilog=_EPILOG,
+        epilog=_SWEEP_EPILOG if name == "sweep" else _EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     if name == "sweep":

@@ -27,10 +27,9 @@ tags: [sentisynth, {role}]
 | --- | --- |
 {table}
 
-## Load it
+## Use it
 
-    from transformers import AutoTokenizer, {auto_class}
-    model = {auto_class}.from_pretrained("{role}")
+{use}
 
 ## Make it again
 
@@ -42,6 +41,12 @@ software too. On one kind of device, the same seed gives the same weights.
 ```yaml
 {config}```
 """
+
+
+_GENERATES = """\
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    model = AutoModelForCausalLM.from_pretrained("generator")
+    tokenizer = AutoTokenizer.from_pretrained("generator")"""
 
 
 def model_card(config: RunConfig, name: str, directory: Path) -> str:
@@ -71,8 +76,20 @@ def model_card(config: RunConfig, name: str, directory: Path) -> str:
         name=config.name,
         what=_what(config, name),
         table="\n".join(f"| {key} | {value} |" for key, value in rows),
-        auto_class="AutoModelForCausalLM" if is_generator else "AutoModelForSequenceClassification",
+        use=_GENERATES if is_generator else _classifies(config, name, settings.max_length),
         config=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+    )
+
+
+def _classifies(config: RunConfig, name: str, max_length: int) -> str:
+    lowered, told = "", ""
+    if config.data.lowercase:
+        lowered, told = ".lower()", "  # as every text that it learned from"
+    return (
+        f"    from transformers import pipeline\n"
+        f'    classify = pipeline("text-classification", "{name}", truncation=True, '
+        f"max_length={max_length})\n"
+        f'    classify("A fine film."{lowered}){told}'
     )
 
 

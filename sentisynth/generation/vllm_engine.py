@@ -20,8 +20,8 @@ def check_installed() -> None:
     """Raise ModelError where vLLM is not."""
     if find_spec("vllm") is None:
         raise ModelError(
-            "synthesis.engine is vllm, which is not installed; pip install 'sentisynth[vllm]', or "
-            "set synthesis.engine=auto"
+            "synthesis.engine is vllm, which is not installed; install sentisynth with the extra "
+            "vllm, or set synthesis.engine=auto"
         )
 
 

@@ -113,6 +113,7 @@ def test_models_and_dataset_load_where_sentisynth_was_never_heard_of(
     script = f"""
 import sys
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import pipeline
 import datasets, torch
 run = {str(finished_run)!r}
 for name in ("teacher", "student"):
@@ -120,6 +121,8 @@ for name in ("teacher", "student"):
     tokenizer = AutoTokenizer.from_pretrained(f"{{run}}/{{name}}")
     out = model(**tokenizer("a fine film", return_tensors="pt")).logits
     assert out.shape == (1, 2) and model.config.id2label == {{0: "negative", 1: "positive"}}
+classify = pipeline("text-classification", f"{{run}}/student", truncation=True, max_length=64)
+assert classify("a fine film " * 100)[0]["label"] in ("negative", "positive")
 tokenizer = AutoTokenizer.from_pretrained(f"{{run}}/generator")
 model = AutoModelForCausalLM.from_pretrained(f"{{run}}/generator")
 ids = tokenizer("<POS>", add_special_tokens=False, return_tensors="pt").input_ids
