@@ -24,17 +24,24 @@ _LEAST_ROWS_A_THREAD = 32
 
 
 class BatchEngine:
-    """Draws candidate i's token at step s with the uniform keyed by (seed, label, i, s)."""
+    """Draws candidate i's token at step s with the uniform keyed by (seed, label, i, s).
+
+    `longest_prompt` is that of the units to come, if it is known: see `GraphedSteps`.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        dtype: torch.dtype,
+        longest_prompt: int = 0,
     ) -> None:
         self._decoder = Decoder(model, dtype)
         self._eos_id = tokenizer.eos_token_id
         self._threads = torch.get_num_threads()
         self._graphs: GraphedSteps | None = None
         if self._decoder.device.type == "cuda":
-            self._graphs = GraphedSteps(self._decoder, self._eos_id)
+            self._graphs = GraphedSteps(self._decoder, self._eos_id, longest_prompt=longest_prompt)
         elif self._threads > 1:
             self._workers = ThreadPoolExecutor(
                 self._threads, "generate", initializer=torch.set_num_threads, initargs=(1,)

@@ -71,15 +71,16 @@ class UnitGenerator:
     def _load(self, path: Path) -> Engine:
         synthesis, device = self._config.synthesis, best_device()
         dtype = inference_dtype(synthesis.precision, device)
-        if self.engine_name != "vllm":
-            model = load_causal_model(path).eval()
-            if self.engine_name == "transformers":  # before it takes the device's memory
-                cast_weights(model, working_dtype(dtype, device))
-            return ENGINES[self.engine_name](model.to(device), self._tokenizer, dtype)
         longest = _longest_prompt(self._tokenizer, self._config)
-        longest += synthesis.sampling.max_new_tokens
-        end_id = self._tokenizer.eos_token_id
-        return VllmEngine(path, end_id, dtype, longest, synthesis.generate_pool.gpus)
+        if self.engine_name == "vllm":
+            end_id = self._tokenizer.eos_token_id
+            longest += synthesis.sampling.max_new_tokens
+            return VllmEngine(path, end_id, dtype, longest, synthesis.generate_pool.gpus)
+        model = load_causal_model(path).eval()
+        if self.engine_name == "batch":
+            return BatchEngine(model.to(device), self._tokenizer, dtype, longest)
+        cast_weights(model, working_dtype(dtype, device))  # before it takes the device's memory
+        return ENGINES[self.engine_name](model.to(device), self._tokenizer, dtype)
 
     def __call__(self, unit: Unit) -> Generated:
         """All candidates of a unit. The prompts of a class take turns by unit number."""

@@ -28,10 +28,17 @@ _ROWS = 8  # batches are multiples of it
 
 
 class GraphedSteps:
-    """Runs units of one shape after the other. `record` is False where there are no graphs."""
+    """Runs units of one shape after the other. `record` is False where there are no graphs.
 
-    def __init__(self, decoder: Decoder, end_id: int, *, record: bool = True) -> None:
+    There is room for prompts of up to `longest_prompt` tokens from the first unit on: prompts that
+    take turns would else have everything made and recorded anew for each unit.
+    """
+
+    def __init__(
+        self, decoder: Decoder, end_id: int, *, longest_prompt: int = 0, record: bool = True
+    ) -> None:
         self._decoder, self._end_id, self._record = decoder, end_id, record
+        self._longest_prompt = longest_prompt
         self._state: _State | None = None
         self._steps: dict[tuple[int, int], Callable[[], None]] = {}
         self._key: Any = None
@@ -53,7 +60,7 @@ class GraphedSteps:
         if not is_short(logits[0].shape[1], sampling):
             return None
         n_rows, steps = uniforms_BS.shape
-        blocks = -(-(len(prompt) + steps) // _POSITIONS)
+        blocks = -(-(max(len(prompt), self._longest_prompt) + steps) // _POSITIONS)
         key = (n_rows, blocks, steps, sampling)
         if self._state is None or key != self._key:
             self._state, self._steps, self._key = None, {}, key

@@ -56,7 +56,7 @@ class TransformersEngine:
         return until_end(out[:, len(prompt) :], self._eos_id)
 
 
-class _Finite(LogitsProcessor):  # type: ignore[misc]
+class _Finite(LogitsProcessor):
     """Ends a unit whose logits are not finite before torch draws from them, which on a GPU takes
     the whole process along.
     """

@@ -113,6 +113,21 @@ def test_recorded_steps_draw_the_same_tokens(mini, ends: bool) -> None:
         assert (min(map(len, found)) < 60) == ends
 
 
+def test_prompts_that_take_turns_share_what_is_recorded(mini) -> None:
+    decoder = Decoder(mini[0], torch.float32)
+    long, made = [0, *range(100, 130)], []
+    uniforms = torch.from_numpy(candidate_uniforms(1, 0, 0, 8, SAMPLING.max_new_tokens))
+    for longest in (0, len(long)):
+        steps = GraphedSteps(decoder, 0, longest_prompt=longest, record=False)
+        found = [
+            (steps(prompt, *decoder.prefill(prompt), uniforms, SAMPLING), steps._state)
+            for prompt in (PROMPT, long, PROMPT)
+        ]
+        assert (found[0][1] is found[1][1] is found[2][1]) == (longest > 0)
+        made.append([rows for rows, _ in found])
+    assert made[0] == made[1]
+
+
 def test_recorded_steps_leave_to_others_what_they_cannot_do(mini) -> None:
     decoder = Decoder(mini[0], torch.float32)
     logits, prefix = decoder.prefill(PROMPT)
