@@ -151,6 +151,11 @@ def test_rows_are_the_same_from_any_kind_of_file(
             "of kind 'generator' it must be causal",
         ),
         ("encoder", ["masked.judge=package:gpt2-mini"], "has a GPT2LMHeadModel; give the model of"),
+        (
+            "encoder",
+            ["masked.judge=package:reviews-encoder-mini"],
+            "was trained with objective=causal; give the model of",
+        ),
         ("encoder", ["start.model=package:gpt2-mini"], "start.model: "),
         ("encoder", ["tokenizer.vocab_size=64", "shape.width=64"], "must be above the width"),
         ("encoder", ["objective=masked"], "start has no meaning with objective=masked"),

@@ -39,7 +39,9 @@ def test_where_it_is_not_installed_that_is_said_at_the_start(
     tokenizer.save_pretrained(tmp_path)
     config = load_config("quickstart", ["synthesis.engine=vllm"])
     for look in (check_generator, UnitGenerator):
-        with pytest.raises(ModelError, match="vllm, which is not installed; install sentisynth with the extra"):
+        with pytest.raises(
+            ModelError, match="vllm, which is not installed; install sentisynth with the extra"
+        ):
             look(tmp_path, config)
 
 
