@@ -34,6 +34,7 @@ from sentisynth.errors import (
     TrackingError,
 )
 from sentisynth.flows.console import Console
+from sentisynth.models.generator import count_parameters
 from sentisynth.models.loading import load_tokenizer, read_config, resolve_model
 from sentisynth.runtime.tracking import Tracker, store
 from sentisynth.seeding import fingerprint
@@ -366,6 +367,13 @@ def test_a_models_own_code_is_not_run(
             read_config(model)
         with pytest.raises(ModelError):
             load_tokenizer(model)
+    model = tmp_path / "clip"  # of a kind that generates nothing, but for the code beside it
+    model.mkdir()
+    (model / "evil.py").write_text(code)
+    values = {"model_type": "clip", "auto_map": {"AutoModelForCausalLM": "evil.Evil"}}
+    (model / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="no model of type clip can be made"):
+        count_parameters(read_config(model))
     assert not sprung.exists()
 
 

@@ -33,7 +33,7 @@ def keys_of(config: BaseModel, prefix: str = "") -> Iterator[Key]:
             yield Key(
                 name=f"{prefix}{name}",
                 value=text.removesuffix("\n").removesuffix("\n..."),
-                meaning=_meaning(type(config), name),
+                meaning=f"{_meaning(type(config), name)} {_parts(field.annotation, name)}".strip(),
                 choices=tuple(_choices(field.annotation)),
             )
 
@@ -43,6 +43,14 @@ def _meaning(kind: type[BaseModel], name: str) -> str:
     above = [c for c in kind.mro() if issubclass(c, BaseModel) and name in c.model_fields]
     told = [description for c in above if (description := c.model_fields[name].description)]
     return " ".join(told[0].split()) if told else ""
+
+
+def _parts(annotation: Any, name: str) -> str:
+    """Of a part that is left out: the keys that it would have."""
+    for kind in get_args(annotation):
+        if isinstance(kind, type) and issubclass(kind, Config):
+            return f"Or with keys: {', '.join(f'{name}.{key}' for key in kind.model_fields)}."
+    return ""
 
 
 def _choices(annotation: Any) -> Iterator[str]:

@@ -8,13 +8,14 @@ from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import engine_of, rows_that_fit
+from sentisynth.generation.vllm_engine import check_installed
 from sentisynth.models.devices import DeviceFacts, check_int8
 from sentisynth.models.loading import model_digest
 from sentisynth.runtime.placement import place_stream
 from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.seeding import fingerprint
 
-_CODE_VERSION = 6  # raise it when the same plan would give other bytes
+_CODE_VERSION = 7  # raise it when the same plan would give other bytes
 _OF_PRECISION = {"fp16": 2, "int8": 1}  # the same of one synthesis.precision alone
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
 _MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
@@ -93,12 +94,16 @@ def _unit_size(session: Session) -> int:
         memory = int(_SHARE_OF_GPU * device.memory * min(placed.gpus, 1.0))
         half = 2 if _precisions(session, session.devices)[0] in ("bf16", "fp16") else 4
         # the batch engine has embeddings of tokens once more, laid out for its products
-        sizes = {"weight": half + 1 if _is_ours(session) else half, "number": half}
+        sizes = {"weight": half + (_engine(session) == "batch"), "number": half}
         return rows_that_fit(generator, config, memory, _MOST_ON_GPU, **sizes)
     share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
     memory = int(_SHARE_OF_RAM * share)
     # the batch engine has weights in fp32 beside those in fp16, and embeddings beside those in int8
-    weight = {"fp16": 6, "int8": 5}.get(config.synthesis.precision, 4) if _is_ours(session) else 4
+    weight = (
+        {"fp16": 6, "int8": 5}.get(config.synthesis.precision, 4)
+        if _engine(session) == "batch"
+        else 4
+    )
     return rows_that_fit(generator, config, memory, _MOST_ON_CPU, weight=weight)
 
 
@@ -133,24 +138,28 @@ def _precisions(session: Session, devices: Sequence[DeviceFacts]) -> list[str]:
     if asked == "int8":
         check_int8(generation.kind)
     own = generation.precision if asked == "auto" else asked
-    if own == "fp16" and generation.kind == "cpu" and not _is_ours(session):
-        own = "fp32"  # weights alone are in fp16 there, and those of the batch engine alone
+    if own == "fp16" and generation.kind == "cpu" and _engine(session) == "transformers":
+        own = "fp32"  # on a CPU fp16 is how the batch engine keeps weights, no arithmetic
     return [own, verification.verification(asked)]
 
 
-def refuse_bytes_on_gpus(session: Session) -> None:
-    """Raise ModelError where `synthesis.precision` is int8 and a generator will have a GPU, before
-    the hours of the trainings.
+def check_generation(session: Session) -> None:
+    """Raise ModelError for what would end generation after the hours of the trainings: int8 where
+    a generator will have a GPU, vLLM that is not installed. A pool that was begun has its own.
     """
     synthesis = session.config.synthesis
+    if session.directory.readable_stamp("pool") is not None:
+        return
+    if synthesis.engine == "vllm":
+        check_installed()
     if synthesis.precision == "int8":
         placed = place_stream(synthesis, cluster_resources()).generate
         check_int8("cuda" if placed.gpus else "cpu")
 
 
-def _is_ours(session: Session) -> bool:
+def _engine(session: Session) -> str:
     generator = session.directory.require("generator", "generator …")
-    return engine_of(generator, session.config.synthesis.engine) == "batch"
+    return engine_of(generator, session.config.synthesis.engine)
 
 
 def _names(devices: Sequence[DeviceFacts]) -> list[str]:
@@ -161,7 +170,7 @@ def dataset_parts(session: Session) -> dict[str, Any]:
     """What decides the dataset: the pool's plan, and what is decided about the pool."""
     config = session.config
     return {
-        "code": 1,
+        "code": 2,
         "plan": fingerprint(plan_parts(session)),
         "tau": config.synthesis.tau,
         "n_per_class": config.synthesis.n_per_class,

@@ -14,7 +14,7 @@ from sentisynth.data.splits import load_corpus
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.dataset import build_dataset
-from sentisynth.flows.parts import refuse_bytes_on_gpus
+from sentisynth.flows.parts import check_generation
 from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, workplace
 from sentisynth.flows.starts import check_starts
@@ -32,7 +32,7 @@ from sentisynth.training.jobs import ARMS
 
 def run(session: Session) -> None:
     """Seed rows to report. A stage that was done before is not done again."""
-    refuse_bytes_on_gpus(session)
+    check_generation(session)
     prepare_corpus(session)  #    real rows: seed, validation, test
     with shared_workers(session) as workers:
         train_teacher(session, workers)  #    A  a classifier from the seed rows

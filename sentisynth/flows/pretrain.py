@@ -119,6 +119,7 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
 
     def build(out: Path, log: StageLog) -> None:
         shown, held_out, counts = pack_corpus(config, tokenizer)
+        check_rows(config, shown, held_out)
         source = Path(config.text.source)
         log.dataset(source.name, source, fingerprint(digests), counts["documents"])
         shown.save(out / TRAIN)
@@ -135,7 +136,7 @@ def _pack(place: Workplace, config: PretrainConfig, digests: dict[str, str]) -> 
     title = f"2  rows of at most {config.text.max_length} tokens"
     place.do("rows", title, parts, build, is_artifact=False)
     rows = place.directory.stage("rows")
-    check_rows(config, Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT))
+    check_rows(config, Rows.map(rows / TRAIN), Rows.map(rows / HELD_OUT))  # the batch may be larger
     figures = read_json(rows / "metrics.json")
     place.console.note(
         f"   {figures['tokens']:,} tokens in {figures['rows']:,} rows of {figures['documents']:,} "

@@ -36,12 +36,13 @@ from sentisynth.training.jobs import read_splits
 _LOG_EVERY_S = 10.0
 _MEASURED_S = 60.0  # of a stream, until its stages' pace is known
 _TRAIN = "train a better generator, from more seed rows or another start"
-_VARY = "raise synthesis.sampling.temperature (with --overwrite)"
+_ANEW = "(with --overwrite, which makes the pool anew)"
+_VARY = f"raise synthesis.sampling.temperature {_ANEW}"
 _REMEDIES = {
     schema.BELOW_TAU: f"lower synthesis.tau, {_TRAIN}",
-    schema.CHARSET: "set synthesis.screens.charset=latin or any (with --overwrite)",
-    schema.TOO_SHORT: "lower synthesis.screens.min_tokens (with --overwrite)",
-    schema.REPETITION: "raise synthesis.sampling.repetition_penalty (with --overwrite)",
+    schema.CHARSET: f"set synthesis.screens.charset=latin or any {_ANEW}",
+    schema.TOO_SHORT: f"lower synthesis.screens.min_tokens {_ANEW}",
+    schema.REPETITION: f"raise synthesis.sampling.repetition_penalty {_ANEW}",
     **dict.fromkeys((schema.DUPLICATE, schema.SEED_COPY, schema.LEAK), _VARY),
 }
 _COUNTING_S, _IDLE_COUNTING_S = 1.0, 10.0  # where no unit has finished; where none is at work

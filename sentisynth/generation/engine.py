@@ -14,6 +14,7 @@ from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.generation.gpt2 import check_config
+from sentisynth.generation.graphs import POSITIONS
 from sentisynth.generation.hf_engine import TransformersEngine
 from sentisynth.generation.vllm_engine import VllmEngine, check_installed
 from sentisynth.models.devices import best_device, inference_dtype, working_dtype
@@ -112,8 +113,6 @@ def check_engine(config: RunConfig, model: Any) -> None:
     asked = config.synthesis
     if asked.engine == "batch":
         check_config(model)
-    if asked.engine == "vllm":
-        check_installed()
     if asked.precision == "int8" and choose_engine(asked.engine, model) != "batch":
         raise ModelError(
             f"synthesis.precision=int8 is of the batch engine, which does not run this "
@@ -137,7 +136,8 @@ def rows_that_fit(
     weights, model = weight * count_parameters(whole), whole.get_text_config()
     longest = _longest_prompt(load_tokenizer(path), config)
     longest += config.synthesis.sampling.max_new_tokens
-    width, heads = model.hidden_size, model.num_attention_heads
+    longest += -longest % POSITIONS
+    width, heads = model.hidden_size, getattr(model, "num_attention_heads", None) or 1
     per_head = getattr(model, "head_dim", None) or width // heads
     kept = per_head * (getattr(model, "num_key_value_heads", None) or heads)
     row = number * 2 * model.num_hidden_layers * kept * longest  # keys and values
@@ -170,6 +170,8 @@ def check_generator(path: Path, config: RunConfig) -> None:
     """
     tokenizer, model = load_tokenizer(path), read_config(path)
     check_engine(config, model)
+    if config.synthesis.engine == "vllm":
+        check_installed()
     room = getattr(model, "max_position_embeddings", None)
     for label, control_id in enumerate(_control_ids(tokenizer, config)):
         for prompt in config.prompts(label):

@@ -22,7 +22,7 @@ from sentisynth.generation.sampling import (
     until_end,
 )
 
-_POSITIONS = 32  # attention reads whole blocks of so many positions
+POSITIONS = 32  # attention reads whole blocks of so many positions
 _LOOK_EVERY = 8  # steps between looks at which rows have ended
 _ROWS = 8  # batches are multiples of it
 
@@ -60,18 +60,18 @@ class GraphedSteps:
         if not is_short(logits[0].shape[1], sampling):
             return None
         n_rows, steps = uniforms_BS.shape
-        blocks = -(-(max(len(prompt), self._longest_prompt) + steps) // _POSITIONS)
+        blocks = -(-(max(len(prompt), self._longest_prompt) + steps) // POSITIONS)
         key = (n_rows, blocks, steps, sampling)
         if self._state is None or key != self._key:
             self._state, self._steps, self._key = None, {}, key
-            self._state = _State(self._decoder, n_rows, blocks * _POSITIONS, steps)
+            self._state = _State(self._decoder, n_rows, blocks * POSITIONS, steps)
         state = self._state
         state.begin(prompt, logits, prefix, uniforms_BS)
         drawn_BS = torch.full_like(state.drawn_BS, self._end_id)
         rows = torch.arange(n_rows, device=uniforms_BS.device)  # where in drawn_BS a row belongs
         size, sizes = n_rows, batch_sizes(n_rows)
         for step in range(steps):
-            width = -(-(len(prompt) + step + 1) // _POSITIONS) * _POSITIONS
+            width = -(-(len(prompt) + step + 1) // POSITIONS) * POSITIONS
             self._step(size, width, sampling)
             if (step + 1) % _LOOK_EVERY and step + 1 < steps:
                 continue

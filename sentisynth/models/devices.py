@@ -141,10 +141,12 @@ def multiplies_int8(kind: str) -> bool:
 def check_int8(kind: str) -> None:
     """Raise ModelError where int8 is not multiplied."""
     if not multiplies_int8(kind):
-        what = "a GPU" if kind == "cuda" else _cpu_name()
+        what, remedy = _cpu_name(), "take another precision, or auto"
+        if kind == "cuda":
+            what, remedy = "a GPU", f"{remedy}; or synthesis.generate_pool.gpus=0 where CPUs do"
         raise ModelError(
             f"synthesis.precision=int8 is for CPUs that multiply bytes (VNNI or AMX), and this is "
-            f"{what}; take another precision, or auto"
+            f"{what}; {remedy}"
         )
 
 

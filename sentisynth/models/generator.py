@@ -10,7 +10,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.pytorch_utils import Conv1D
 
 from sentisynth.errors import ModelError
-from sentisynth.models.loading import load_pretrained, load_tokenizer, resolve_model
+from sentisynth.models.loading import (
+    empty_model,
+    load_pretrained,
+    load_tokenizer,
+    resolve_model,
+)
 
 _LORA_SCALE = 2
 
@@ -118,9 +123,7 @@ def add_adapters(model: PreTrainedModel, rank: int, control_ids: Sequence[int]) 
 
 def count_parameters(config: Any) -> int:
     """Parameters of a causal language model so configured; nothing is allocated."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in empty_model(AutoModelForCausalLM, config).parameters())
 
 
 def load_causal_model(path: Path) -> PreTrainedModel:

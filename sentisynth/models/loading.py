@@ -137,6 +137,16 @@ def load_pretrained(
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
 
 
+def empty_model(auto_class: Any, config: Any) -> Any:
+    """A model so configured on the meta device: nothing is allocated. Raises ModelError."""
+    try:
+        with torch.device("meta"):
+            return auto_class.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"no model of type {config.model_type} can be made: {reason}") from None
+
+
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
     """A directory that `from_pretrained` loads: safetensors, configuration, tokenizer."""
     # transformers imports DeepSpeed to look whether the model is wrapped in it, and DeepSpeed says

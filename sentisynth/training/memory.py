@@ -10,11 +10,11 @@ unit in each layer in 16 bits, without the attention matrix, which fused attenti
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.models.generator import blocks
+from sentisynth.models.loading import empty_model
 from sentisynth.training.engine import chosen_engine, default_stage
 from sentisynth.training.loop import forward_passes
 
@@ -63,8 +63,7 @@ def shape_of(
 ) -> Shape:
     """Sizes of what `config` describes; nothing is allocated. `frozen_blocks` null: two thirds."""
     auto = AutoModelForCausalLM if head == "generator" else AutoModelForSequenceClassification
-    with torch.device("meta"):
-        model = auto.from_config(config)
+    model = empty_model(auto, config)
     total = sum(p.numel() for p in model.parameters())
     stack = blocks(model)
     sizes = [sum(p.numel() for p in block.parameters()) for block in stack]

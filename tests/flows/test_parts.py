@@ -10,7 +10,7 @@ import pytest
 import sentisynth
 from sentisynth.config.load import load_config
 from sentisynth.errors import ModelError, RunDirectoryError
-from sentisynth.flows.parts import plan_parts, refuse_bytes_on_gpus, refuse_other_machines
+from sentisynth.flows.parts import check_generation, plan_parts, refuse_other_machines
 from sentisynth.flows.session import versions
 from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.placement import Placement, PoolPlacement, Resources
@@ -108,11 +108,20 @@ def test_int8_with_gpus_is_refused_before_the_trainings(
     monkeypatch.setattr("sentisynth.models.devices.multiplies_int8", lambda kind: kind == "cpu")
     place = session(["synthesis.precision=int8"], "cpu", 2**34)
     if is_refused:
-        with pytest.raises(ModelError, match="precision=int8 is for CPUs.*this is a GPU"):
-            refuse_bytes_on_gpus(place)
+        with pytest.raises(ModelError, match="this is a GPU; .*generate_pool.gpus=0"):
+            check_generation(place)
     else:
-        refuse_bytes_on_gpus(place)
-    refuse_bytes_on_gpus(session([], "cpu", 2**34))
+        check_generation(place)
+    check_generation(session([], "cpu", 2**34))
+    check_generation(session(["synthesis.precision=int8"], "cpu", 2**34, {"synthesis": {}}))
+
+
+def test_a_vllm_that_is_not_there_is_told_before_the_trainings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sentisynth.generation.vllm_engine.find_spec", lambda _: None)
+    with pytest.raises(ModelError, match="vllm, which is not installed"):
+        check_generation(session(["synthesis.engine=vllm"], "cuda", 2**34))
 
 
 def test_a_long_prompt_and_a_wide_cache_make_smaller_units() -> None:
