@@ -181,7 +181,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.recipe, rest)
     from sentisynth.config.load import parse_value
     from sentisynth.flows.console import Console
-    from sentisynth.flows.pipeline import opened
+    from sentisynth.flows.pipeline import corpus_of_teacher, opened
     from sentisynth.flows.sweep import run_sweep
     from sentisynth.flows.sweep_plan import plan_sweep, refuse_store
 
@@ -198,6 +198,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     out = _out(arguments, config.name)
     console = Console(arguments.progress)
     with opened(config, out, console, "sweep", arguments.overwrite) as session:
+        corpus_of_teacher(session)
         run_sweep(session, plan)
     return 0
 

@@ -243,7 +243,18 @@ def test_a_stamp_that_lists_files_outside_reads_none(tmp_path: Path) -> None:
         assert "lies outside of it" in directory.damage("teacher")[0]
 
 
-def test_a_manifest_that_names_files_outside_is_damaged(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "evil",
+    [
+        {"files": {"../../secret.parquet": "0" * 64}},
+        {"asked": {}},
+        {"asked": {"n_per_class": "x", "tau": []}},
+        {"ledger": {"bad": {}}},
+        {"ledger": []},
+    ],
+)
+def test_a_manifest_of_another_shape_is_damaged(evil: dict[str, Any], tmp_path: Path) -> None:
+    """One that names files outside, too."""
     manifest: dict[str, Any] = {
         "plan": "x",
         "unit_size": 1,
@@ -252,7 +263,8 @@ def test_a_manifest_that_names_files_outside_is_damaged(tmp_path: Path) -> None:
         "n_per_class": 1,
         "asked": {"n_per_class": 1, "tau": 0.5},
         "ledger": {},
-        "files": {"../../secret.parquet": "0" * 64},
+        "files": {},
+        **evil,
     }
     manifest["sha256"] = fingerprint(manifest)
     from sentisynth.data.files import write_json

@@ -12,7 +12,7 @@ import pyarrow as pa
 from sentisynth.config.types import RunConfig
 from sentisynth.data import journal
 from sentisynth.data.files import json_text, sha256_file, write_json
-from sentisynth.data.ledger import Ledger, Tally, adds_up
+from sentisynth.data.ledger import SCORED, Ledger, Tally, adds_up
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.storage import STAMP
 from sentisynth.data.units import Unit, read_unit, strange_names, units_on_disk
@@ -121,12 +121,20 @@ def read_manifest(pool: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads(text)
         whole = set(manifest) == _KEYS and text == json_text(manifest)
         whole = whole and all(map(_UNIT.fullmatch, manifest["files"]))
-    except (ValueError, TypeError, RecursionError):
+        Asked(**manifest["asked"]).exceeds(0, 0.0)  # raises where these are no numbers
+        whole = whole and all(map(_is_entry, manifest["ledger"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     body = {k: v for k, v in manifest.items() if k != "sha256"} if whole else {}
     if not whole or fingerprint(body) != manifest["sha256"]:
         raise RunDirectoryError(f"{path} is damaged; run the same command again to write it anew")
     return manifest
+
+
+def _is_entry(entry: Any) -> bool:
+    """Whether something has the shape of one label's ledger."""
+    wanted = {"generated", "screened", "scored", *SCORED}
+    return isinstance(entry, dict) and wanted <= set(entry) and isinstance(entry["screened"], dict)
 
 
 def read_receipts(

@@ -281,7 +281,7 @@ class PoolReader:
         if plan_of(unit.path(self._pool)) not in (None, self._plan):
             raise RunDirectoryError(
                 f"{unit.path(self._pool)} was made under other settings than this run's; choose "
-                f"another directory with --out, or replace it with --overwrite"
+                f"another directory with --out, or remove {self._pool}"
             )
 
     def _check_quarantine(self, label: int) -> None:

@@ -240,6 +240,32 @@ class RunDirectory:
             )
         return self.stage(name)
 
+    def require_trained(self, name: str) -> Path:
+        """As `require`, of a model that learned from the rows that lie in `corpus` now."""
+        path = self.require(name, f"{name} …")
+        self.refuse_other_rows(name, self.read_stamp("corpus"))
+        return path
+
+    def refuse_other_rows(self, name: str, corpus: dict[str, Any] | None) -> None:
+        """Raise RunDirectoryError where a finished model learned from another corpus than one that
+        is made from these parts: predictions would be paired with rows that they are not of, and
+        rows that were learned from may be test rows now.
+        """
+        trained = self.readable_stamp(name)
+        if trained is not None and trained.get("corpus") != fingerprint(corpus):
+            raise RunDirectoryError(
+                f"{self.stage(name)} was trained on other rows than those of the data section; run "
+                f"`sentisynth {name} … --overwrite` first, or choose another directory with --out"
+            )
+
+    def refuse_damaged(self, *names: str) -> None:
+        """Raise RunDirectoryError where a file of these finished stages is not what was written."""
+        for name in names:
+            for problem in self.damage(name)[:1]:
+                raise RunDirectoryError(
+                    f"{problem}; run `sentisynth {name} … --overwrite` to make it anew"
+                )
+
     def refuse_links(self) -> None:
         """Raise RunDirectoryError if what lies in the directory leads out of it."""
         root = self.path.resolve()

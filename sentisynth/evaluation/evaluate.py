@@ -47,7 +47,7 @@ def evaluate_run(
         },
         "arms": [_arm(directory.stage(name), name, title, k) for name, title in done.items()],
     }
-    if directory.read_stamp("generator") is not None:
+    if _is_of_this_run(directory, "generator"):
         found = read_json(directory.stage("generator") / "metrics.json")
         metrics["generator"] = {n: found[n] for n in _OF_A_GENERATOR}
     if "teacher" in done:
@@ -66,12 +66,14 @@ def evaluate_run(
 
 
 def _is_of_this_run(directory: RunDirectory, name: str) -> bool:
-    """Whether an arm is finished, and was trained on the dataset that lies there now, whose soft
-    labels are of the teacher that lies there now.
+    """Whether a model is finished, and was trained on the rows that lie there now; an arm with a
+    dataset on the one that lies there, whose soft labels are of the teacher that lies there.
     """
     parts = directory.read_stamp(name)
-    if parts is None or "dataset" not in parts:
-        return parts is not None
+    if parts is None or parts.get("corpus") != fingerprint(directory.read_stamp("corpus")):
+        return False  # or of other rows, before --overwrite
+    if "dataset" not in parts:
+        return True
     dataset, pool = directory.read_stamp("dataset"), directory.readable_stamp("pool") or {}
     if dataset is None or parts["dataset"] != fingerprint(dataset):
         return False

@@ -101,6 +101,8 @@ def _check_dataset(directory: RunDirectory, config: RunConfig) -> list[str]:
     made = directory.readable_stamp("dataset")
     if made is None:
         return []  # told with the stages
+    if not {"plan", "n_per_class"} <= made.keys():
+        return [f"{path / 'stage.json'} is damaged"]
     manifest = readable_manifest(directory.pool)
     if manifest is not None and manifest["plan"] != made["plan"]:
         problems.append(f"{path} was made from another pool than {directory.pool}")

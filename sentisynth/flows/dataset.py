@@ -63,6 +63,7 @@ def build_dataset(session: Session) -> None:
         tables = split_synthetic(
             synthetic_rows(chosen, beta=distil.beta, temperature=distil.temperature), config.seed
         )
+        directory.refuse_damaged("teacher")
         corpus = read_splits(directory.stage("corpus"))
         real = {
             name: real_rows(table, _teacher_logits(session, name), temperature=distil.temperature)

@@ -44,8 +44,7 @@ def _parts(session: Session) -> dict[str, Any]:
     """What the configuration and the models decide, whatever the machines."""
     config, directory = session.config, session.directory
     synthesis = config.synthesis
-    teacher = directory.require("teacher", "teacher …")
-    generator = directory.require("generator", "generator …")
+    teacher, generator = map(directory.require_trained, ("teacher", "generator"))
     pools = (synthesis.generate_pool, synthesis.verify_pool)
     decided: dict[str, Any] = {
         "engine": engine_of(generator, synthesis.engine),
@@ -76,7 +75,9 @@ def _parts(session: Session) -> dict[str, Any]:
 def _begun(session: Session, parts: dict[str, Any]) -> dict[str, Any]:
     """What the stamp of a pool says of its synthesis; nothing if there is none to be kept."""
     stamp = session.directory.readable_stamp("pool") or {}
-    found: dict[str, Any] = stamp.get("synthesis", {})
+    found = stamp.get("synthesis")
+    if not isinstance(found, dict):  # absent, or a stranger's
+        return {}
     names = {*parts["synthesis"], *(_OF_PRECISION.keys() & found.keys())}
     kept = {name: found.get(name) for name in names}
     is_replaced = session.directory.overwrites and fingerprint(parts) != fingerprint(

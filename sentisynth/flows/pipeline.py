@@ -43,12 +43,16 @@ def run(session: Session) -> None:
     evaluate(session)  #             on real validation and test rows
 
 
-def prepare_corpus(session: Session) -> None:
-    """Read, check and split the real rows."""
+def prepare_corpus(session: Session, *models: str) -> None:
+    """Read, check and split the real rows. Rows that finished `models` did not learn from are
+    refused before anything is replaced, told to overwrite or not.
+    """
     config, corpus = session.config, session.corpus
     digests = {name: table_digest(table) for name, table in corpus.splits().items()}
     settings = config.data.model_dump(mode="json", include={"labels", "n_seed", "lowercase"})
     parts = {"code": 1, "seed": config.seed, **settings, "rows": digests}
+    for name in models:
+        session.directory.refuse_other_rows(name, parts)
 
     def build(out: Path, log: StageLog) -> None:
         for name, table in corpus.splits().items():
@@ -71,12 +75,21 @@ def evaluate(session: Session) -> None:
     show_results(session, metrics)
 
 
+def corpus_of_teacher(session: Session) -> None:
+    """`prepare_corpus`, of the rows that the teacher learned from."""
+    prepare_corpus(session, "teacher")
+
+
+def _corpus_of_both(session: Session) -> None:
+    prepare_corpus(session, "teacher", "generator")
+
+
 STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
     "run": (run,),
     "teacher": (prepare_corpus, train_teacher),
     "generator": (prepare_corpus, train_generator),
-    "synthesize": (prepare_corpus, synthesize, build_dataset),
-    "distil": (prepare_corpus, build_dataset, distil_students),
+    "synthesize": (_corpus_of_both, synthesize, build_dataset),
+    "distil": (corpus_of_teacher, build_dataset, distil_students),
     "evaluate": (prepare_corpus, evaluate),
 }
 

@@ -46,7 +46,7 @@ _CODE_VERSION = 1
 def run_sweep(session: Session, plan: SweepPlan) -> None:
     """Train what is missing, choose by validation, report. The same again goes on."""
     config, directory = session.config, session.directory
-    teacher = directory.require("teacher", "teacher …")
+    teacher = directory.require_trained("teacher")
     out = directory.path / "sweep" / plan.kind
     directory.begin(f"sweep/{plan.kind}", _parts(session, teacher))
     base = _base(session, plan)

@@ -64,6 +64,7 @@ def fill_pool(session: Session) -> None:
     directory, parts = session.directory, plan_parts(session)
     config = _with_unit_size(session.config, parts["synthesis"]["unit_size"])
     plan, pool = fingerprint(parts), directory.pool
+    directory.refuse_damaged("teacher", "generator")
     check_generator(directory.stage("generator"), config)
     check_verifier(directory.stage("teacher"), len(config.data.labels))
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"

@@ -72,7 +72,7 @@ def control_tokens(config: RunConfig) -> list[str]:
 def _distil(session: Session, arm: Arm, workers: KeptGroup) -> None:
     config, directory = session.config, session.directory
     directory.require("corpus", "distil …")
-    teacher = directory.require("teacher", "teacher …")
+    teacher = directory.require_trained("teacher")
     directory.require("dataset", "synthesize …")
     parts = {
         **_parts(session, "student", config.student.model),

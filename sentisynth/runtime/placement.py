@@ -1,6 +1,7 @@
 """Where the stages of the stream, and trainings, go on a cluster. Sums alone; no Ray."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -162,14 +163,25 @@ def _have_own_gpus(config: SynthesisConfig, placed: Sequence[PoolPlacement]) -> 
 
 
 def _shared_out(placed: Sequence[PoolPlacement], gpus: float, share: float) -> list[PoolPlacement]:
-    """A share of the GPUs for the first pool, the rest for the second, at least an actor each."""
+    """A share of the GPUs for the first pool, the rest for the second, at least an actor each.
+
+    By whole GPUs: none holds actors of both, and what a GPU has left over holds none.
+    """
     first, second = placed
-    own = max(1, min(round(gpus * share / first.gpus), int((gpus - second.gpus) / first.gpus)))
-    rest = max(1, int((gpus - own * first.gpus) / second.gpus))
+    most = int(gpus) - math.ceil(second.gpus)
+    own = min(max(round(gpus * share), math.ceil(first.gpus)), most)
     return [
         dataclasses.replace(pool, min_actors=n, max_actors=n)
-        for pool, n in ((first, own), (second, rest))
+        for pool, n in (
+            (first, _actors_on(own, first.gpus)),
+            (second, _actors_on(int(gpus) - own, second.gpus)),
+        )
     ]
+
+
+def _actors_on(gpus: int, each: float) -> int:
+    """Actors with a part of a GPU, or some whole ones, that so many hold; at least one."""
+    return max(1, gpus * int(1 / each + 1e-9) if each < 1 else int(gpus / each))
 
 
 def _place_pool(

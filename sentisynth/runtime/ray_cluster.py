@@ -57,9 +57,14 @@ def connected() -> Iterator[None]:
         try:
             with _native_notes_hidden(), signals.kept(), _imports_as_here(empty):
                 ray.init(**options)
-        except ConnectionError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise PlacementError(f"no Ray cluster answers at RAY_ADDRESS ({reason})") from None
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            address, reason = os.environ.get("RAY_ADDRESS"), " ".join(str(error).split())[:200]
+            if address is None:
+                raise
+            hint = "; use `sentisynth submit`, or HOST:6379" if address.startswith("http") else ""
+            raise PlacementError(
+                f"no Ray cluster that fits answers at RAY_ADDRESS={address} ({reason}){hint}"
+            ) from None
         try:
             yield
         finally:

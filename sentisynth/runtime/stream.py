@@ -202,6 +202,12 @@ class UnitStream:
                 continue
             if isinstance(row, Exception):
                 self._look_after()
+                if isinstance(row, ray.exceptions.GetTimeoutError):
+                    raise PlacementError(
+                        f"the stream's actors did not all start within {_LONGEST_LOADING_S:.0f} s: "
+                        f"others have the GPUs, or the shares of a GPU in synthesis.generate_pool "
+                        f"and synthesis.verify_pool leave no room for all; what was made is kept"
+                    ) from None
                 raise self._failed or row
             if row is None:
                 return

@@ -20,6 +20,7 @@ from sentisynth.models.devices import check_gpu
 from sentisynth.runtime.leaving import leave_in_time
 from sentisynth.runtime.placement import Resources
 from sentisynth.seeding import derive_seed
+from sentisynth.training.checkpoint import Progress
 from sentisynth.training.trials import Trial, TrialRunner
 
 METRIC = "macro_f1"
@@ -58,8 +59,9 @@ def run_trials(trials: Sequence[Trial], setting: Setting) -> list[tuple[Trial, s
     A trial whose process dies is tried again, from its checkpoint if it has one.
     """
     space = {"trial": tune.grid_search([dataclasses.asdict(trial) for trial in trials])}
-    tuner = _tuner(_trainable(setting), space, setting, max(trial.steps for trial in trials))
-    return _failed(tuner, lambda values: Trial(**values["trial"]))
+    told, steps = _Told(setting.on_result), max(trial.steps for trial in trials)
+    tuner = _tuner(_trainable(setting), space, setting, told, steps)
+    return _failed(tuner, told, lambda values: Trial(**values["trial"]))
 
 
 def search_trials(
@@ -89,15 +91,17 @@ def search_trials(
         points_to_evaluate=[point for point, _ in known] or None,
         evaluated_rewards=[figure for _, figure in known] or None,
     )
+    told = _Told(setting.on_result)
     tuner = _tuner(
         _trainable(setting, base, tuple(seeds)),
         None,
         setting,
+        told,
         base.steps,
         search=ConcurrencyLimiter(search, max_concurrent=max(2, setting.at_once)),
         samples=samples,
     )
-    return _failed(tuner, lambda values: _trial_of(values, base, tuple(seeds)))
+    return _failed(tuner, told, lambda values: _trial_of(values, base, tuple(seeds)))
 
 
 def _trainable(
@@ -118,6 +122,7 @@ def _trainable(
 
         def reset_config(self, values: dict[str, Any]) -> bool:
             self._end_early()
+            self._runner.progress = Progress()  # no longer that of the trial before
             self._trial = _trial_of(values, base, seeds)
             self._evaluations = self._runner.train(self._trial)
             self._is_at_work, self._last = True, {METRIC: 0.0, "step": 0}
@@ -138,6 +143,9 @@ def _trainable(
             except SentisynthError as error:  # a row with its reason, not a hole
                 self._is_at_work = False
                 self._runner.conclude(self._trial, error=str(error))
+            except Exception:
+                self._is_at_work = False  # what was reached is no result: it is tried again
+                raise
             return {**self._last, "trial_name": self._trial.name, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -174,18 +182,25 @@ class _Told(tune.Callback):
 
     def __init__(self, on_result: Callable[[dict[str, Any]], None]) -> None:
         self._on_result = on_result
+        self.error: SentisynthError | OSError | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
-        self._on_result(result)
+        """An error of the listener is kept: Tune would stop all trials, and show its traceback."""
+        if self.error is None:
+            try:
+                self._on_result(result)
+            except (SentisynthError, OSError) as error:
+                self.error = error
 
 
 def _tuner(
     trainable: type[tune.Trainable],
     space: dict[str, Any] | None,
     setting: Setting,
+    told: _Told,
     steps: int,
     *,
     search: Any = None,
@@ -212,7 +227,7 @@ def _tuner(
             storage_path=str(storage),
             name="sweep",
             verbose=0,
-            callbacks=[_Told(setting.on_result)],
+            callbacks=[told],
             failure_config=tune.FailureConfig(max_failures=_MOST_DEATHS),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0),
         ),
@@ -231,13 +246,17 @@ def _scheduler(stopping: Stopping, steps: int) -> TrialScheduler | None:
 
 
 def _failed(
-    tuner: tune.Tuner, trial_of: Callable[[dict[str, Any]], Trial]
+    tuner: tune.Tuner, told: _Told, trial_of: Callable[[dict[str, Any]], Trial]
 ) -> list[tuple[Trial, str]]:
-    """Trials whose process failed in a way of its own, with the last line of what it said."""
+    """Trials whose process failed in a way of its own, with the last line of what it said. Raises
+    what the listener raised.
+    """
     # Tune's own answer to Ctrl-C is to end as if all were well
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with signals.kept():
         results = tuner.fit()
+    if told.error is not None:
+        raise told.error
     failed = []
     for result in results:
         if result.error is not None and result.config:

@@ -65,9 +65,8 @@ def test_pools_are_sized_by_their_measured_pace(
     cluster.add_node(num_cpus=4, num_gpus=4)
     calm = made("shared")
     monkeypatch.setattr("sentisynth.flows.synthesize._MEASURED_S", 2.0)
-    monkeypatch.setattr(
-        "sentisynth.runtime.ray_cluster._FIRST_GUESS", 0.25
-    )  # a bad one: one generator, three teachers
+    # a bad one: one generator, three teachers
+    monkeypatch.setattr("sentisynth.runtime.placement._FIRST_GUESS", 0.25)
     capsys.readouterr()
     assert made("own", *OWN) == calm
     assert "3 generators and 1 teachers keep each other busy" in capsys.readouterr().err

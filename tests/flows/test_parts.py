@@ -29,6 +29,7 @@ def session(
         read_stamp=lambda _: {},
         readable_stamp=lambda _: stamp,
         require=lambda *_: Path(RESOURCES / "gpt2-mini"),
+        require_trained=lambda _: Path(RESOURCES / "gpt2-mini"),
     )
     return SimpleNamespace(
         config=load_config("quickstart", overrides),

@@ -266,6 +266,33 @@ def test_a_student_of_another_teacher_is_not_shown_beside_this_one(
     assert [arm["name"] for arm in arms] == ["teacher"]
 
 
+@pytest.mark.parametrize("command", [["synthesize"], ["distil"], ["sweep", "alpha"]])
+def test_models_of_other_rows_are_refused_even_to_overwrite(
+    command: list[str],
+    run: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Soft labels would be those of other rows, and rows that were learned from may be test rows;
+    what lies there stays as it is.
+    """
+    before = {path: path.read_bytes() for path in (run / "corpus").iterdir()}
+    other = [*quick_overrides, "data.n_seed=50", "--overwrite", "--out", str(run)]
+    assert main([*command, "quickstart", *other]) == 2
+    assert "was trained on other rows" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in (run / "corpus").iterdir()} == before
+
+
+def test_figures_are_of_models_of_the_rows_that_lie_there(
+    run: Path, quick_overrides: list[str], ray_session: None
+) -> None:
+    other = [*quick_overrides, "data.n_seed=50", "--overwrite", "--out", str(run)]
+    assert main(["evaluate", "quickstart", *other]) == 0
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["arms"] == [] and "generator" not in found and "gain" not in found
+
+
 def test_folders_of_ones_own_are_not_written_over(
     tmp_path: Path,
     quick_overrides: list[str],

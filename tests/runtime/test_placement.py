@@ -61,6 +61,27 @@ def test_a_generator_and_a_teacher_fit_on_each_gpu_and_its_own_cpus() -> None:
         assert gpus * (placed.generate.cpus + placed.verify.cpus) <= cpus
 
 
+@pytest.mark.parametrize(
+    ("generate", "verify", "gpus", "wanted"),
+    [
+        (1, None, 8, (6, 4)),  # two teachers of 0.4 on each of two GPUs
+        (0.7, None, 2, (1, 2)),
+        (None, 0.5, 2, (1, 2)),
+        (None, 0.5, 8, (6, 4)),
+        (0.3, 0.8, 4, (9, 1)),
+        (2, 1, 8, (3, 2)),
+    ],
+)
+def test_shares_of_gpus_are_packed_by_whole_ones(
+    generate: float | None, verify: float | None, gpus: int, wanted: tuple[int, int]
+) -> None:
+    config = SynthesisConfig(
+        generate_pool=PoolConfig(gpus=generate), verify_pool=PoolConfig(gpus=verify)
+    )
+    placed = place_stream(config, nodes(64, gpus=gpus))
+    assert (placed.generate.min_actors, placed.verify.min_actors) == wanted
+
+
 def test_pools_with_gpus_of_their_own_are_sized_by_their_pace() -> None:
     own = SynthesisConfig(generate_pool=PoolConfig(gpus=1), verify_pool=PoolConfig(gpus=1))
     cluster = Resources(node_cpus=(8,) * 4, node_gpus=(4,) * 4)
