@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sentisynth.data.files import write_json
+from sentisynth.data.files import sha256_file, write_json
 from sentisynth.errors import TrackingError
 from sentisynth.runtime.tracking import PARENT, StageLog, Tracker, store
 from sentisynth.training.trials import Trial
@@ -74,18 +74,23 @@ class SweepLog:
         log.metrics({"best": {**figures, "test_macro_f1": sum(tested) / len(tested)}})
         for name in ("summary.json", "results.csv", "report.html"):
             log.artifacts(out / name, "")
-        log.artifacts(out / "student", "student")
+        # a later best student is another one: a version that is registered keeps its weights
+        place = f"student-{sha256_file(out / 'student' / 'model.safetensors')[:12]}"
+        log.artifacts(out / "student", place)
         log.tag("best", json.dumps(best["point"]))
         log.end(_FINISHED)
         if register:
             with store(self._uri):
-                self._register(register)
+                self._register(register, place)
 
-    def _register(self, name: str) -> None:
+    def _register(self, name: str, place: str) -> None:
         if not self._client.search_registered_models(f"name = '{name}'"):
             self._client.create_registered_model(name)
-        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/student"
-        version = self._client.create_model_version(name, source, self.run_id)
+        source = f"{self._client.get_run(self.run_id).info.artifact_uri}/{place}"
+        known = self._client.search_model_versions(f"name = '{name}'")
+        version = next((v for v in known if v.source == source), None)
+        if version is None:
+            version = self._client.create_model_version(name, source, self.run_id)
         self._client.set_registered_model_alias(name, "best", version.version)
 
     def _known(self, file: Path) -> str | None:

@@ -16,6 +16,7 @@ import pytest
 from sentisynth.cli import main
 from sentisynth.config.load import load_config, parse_value
 from sentisynth.config.types import RunConfig
+from sentisynth.data.files import sha256_file
 from sentisynth.errors import ConfigError, QuotaError
 from sentisynth.evaluation.sweeps import points_of, verdict
 from sentisynth.flows import sweep_rows
@@ -34,7 +35,7 @@ def swept(
     out = tmp_path_factory.mktemp("sweep") / "run"
     shutil.copytree(finished_run, out)
     command = ["sweep", "alpha-beta", "quickstart", *quick_overrides, "--out", str(out)]
-    command += ["dim.alpha=[0.2,0.9]", "dim.beta=[0.5]", "--seeds", "41,42"]
+    command += ["dim.alpha=[0.2,0.9]", "dim.beta=[0.5]", "register=mini", "--seeds", "41,42"]
     weights = [out / name / "model.safetensors" for name in ("teacher", "generator")]
     known = {path.parent: model_digest(path.parent) for path in weights}
     with pytest.MonkeyPatch.context() as patch:
@@ -100,6 +101,18 @@ def test_only_what_is_missing_is_trained_again(swept: tuple[Path, list[str]]) ->
         first, second = json.loads(before[path.name]), json.loads(path.read_text())
         assert first["evaluations"] == second["evaluations"]
     assert len(runs_of(out)) == 4
+
+
+def test_the_best_student_is_registered_once(swept: tuple[Path, list[str]]) -> None:
+    """The same command again has the same best student; another one would lie beside it."""
+    from mlflow import MlflowClient
+
+    out = swept[0]
+    client = MlflowClient(f"sqlite:///{out / 'mlflow' / 'mlflow.db'}")
+    (version,) = client.search_model_versions("name = 'mini'")
+    assert client.get_model_version_by_alias("mini", "best").version == version.version
+    digest = sha256_file(out / "sweep" / "alpha-beta" / "student" / "model.safetensors")
+    assert version.source.endswith(f"/student-{digest[:12]}")
 
 
 def test_a_training_that_fails_is_a_row_with_its_reason(
