@@ -14,7 +14,7 @@ from sentisynth.data import journal
 from sentisynth.data.files import json_text, sha256_file, write_json
 from sentisynth.data.ledger import SCORED, Ledger, Tally, adds_up
 from sentisynth.data.receipts import Receipt
-from sentisynth.data.storage import STAMP
+from sentisynth.data.storage import STAMP, is_file
 from sentisynth.data.units import Unit, read_unit, strange_names, units_on_disk
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
@@ -114,7 +114,7 @@ def note_asked(pool: Path, asked: Asked) -> None:
 def read_manifest(pool: Path) -> dict[str, Any] | None:
     """manifest.json, or None where the pool is not finished. Raises RunDirectoryError."""
     path = pool / MANIFEST
-    if not path.is_file():
+    if not is_file(path):
         return None
     try:
         text = path.read_text(encoding="utf-8")

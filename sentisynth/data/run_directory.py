@@ -13,6 +13,7 @@ from sentisynth.data.storage import (
     STAMP,
     answering,
     download,
+    is_file,
     is_remote,
     mirror_of,
     remove_tree,
@@ -76,9 +77,9 @@ class RunDirectory:
             return
         with answering(self.uri):
             for name in STAGES:
-                if (self.uri / name / _STAMP).is_file():
+                if is_file(self.uri / name / _STAMP):
                     download(self.uri / name, self.path / name)
-            found = [self.uri / name for name in _FILES if (self.uri / name).is_file()]
+            found = [self.uri / name for name in _FILES if is_file(self.uri / name)]
             found += [path for pattern in _RECORDS for path in self.uri.glob(pattern)]
             for file in found:
                 write_bytes(self.path / file.name, file.read_bytes())
@@ -89,7 +90,7 @@ class RunDirectory:
             return
         with answering(self.uri):
             stamp = self.uri / name / _STAMP
-            if stamp.is_file() and stamp.read_bytes() == (self.path / name / _STAMP).read_bytes():
+            if is_file(stamp) and stamp.read_bytes() == (self.path / name / _STAMP).read_bytes():
                 return
         upload(self.path / name, self.uri / name)
 

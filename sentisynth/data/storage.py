@@ -7,6 +7,7 @@ URIs are those of fsspec (s3://, gs://, …), whose packages and credentials are
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import tempfile
@@ -71,6 +72,20 @@ def answering(place: object) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise RunDirectoryError(f"{place} cannot be used: {reason}") from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file. Raises RunDirectoryError where a store does not say: fsspec's own
+    `isfile` takes any error for a no, and what was made would be made again.
+    """
+    if not is_remote(path):
+        return path.is_file()
+    remote = cast(Any, path)
+    with answering(path):
+        try:
+            return bool(remote.fs.info(remote.path)["type"] == "file")
+        except FileNotFoundError:
+            return False
 
 
 def put(path: Path, data: Any) -> None:
@@ -141,8 +156,26 @@ def download(remote: Path, local: Path) -> None:
             return
         aside = Path(tempfile.mkdtemp(dir=_made(local.parent), prefix=".fetched-"))
         download_files(remote, aside)
+        _refuse_incomplete(remote, aside, stamp)
     shutil.rmtree(local, ignore_errors=True)
     aside.replace(local)
+
+
+def _refuse_incomplete(remote: Path, fetched: Path, stamp: bytes) -> None:
+    """Raise RunDirectoryError where a file that the stamp lists did not come; whether it is as it
+    was written is asked later.
+    """
+    try:
+        names = [name for name in json.loads(stamp)["files"] if ".." not in Path(name).parts]
+    except (ValueError, KeyError, TypeError):  # a damaged stamp is told of where it is read
+        return
+    missing = [name for name in names if not (fetched / name).is_file()]
+    if missing:
+        shutil.rmtree(fetched, ignore_errors=True)
+        raise RunDirectoryError(
+            f"{remote / missing[0]} could not be fetched; run the same command again, and if it is "
+            f"not there, remove {remote}"
+        )
 
 
 def download_files(remote: Path, local: Path) -> None:

@@ -10,7 +10,7 @@ from sentisynth.data.files import sha256_file, write_json
 from sentisynth.data.manifest import check_pool, read_manifest
 from sentisynth.data.pool import PoolReader
 from sentisynth.data.run_directory import RunDirectory
-from sentisynth.data.storage import here, is_remote, location
+from sentisynth.data.storage import here, is_file, is_remote, location
 from sentisynth.data.units import Unit, units_on_disk
 from sentisynth.errors import RunDirectoryError
 from tests.data.pools import SIZE, fill
@@ -99,3 +99,31 @@ def test_what_is_no_store_is_told_in_a_sentence(bucket: str) -> None:
         location("nonsense://bucket/run")
     with pytest.raises(RunDirectoryError, match="cannot be used"):
         write_json(location("s3://no-such-bucket/run/file.json"), {})
+
+
+def test_a_store_that_does_not_answer_has_not_said_no(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage would count as unmade, and be made again in place of the one that is there."""
+    directory = RunDirectory(location(f"{bucket}/five"))
+    stage = directory.stage("teacher")
+    stage.mkdir(parents=True)
+    (stage / "weights").write_bytes(b"w")
+    directory.stamp(stage, {"seed": 1})
+    directory.push("teacher")
+    remote = location(f"{bucket}/five/teacher/stage.json")
+    assert is_file(remote) and not is_file(remote.with_name("other.json"))
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("the token has expired")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(remote.fs, "info", refused)  # of all paths: instances are cached
+        for look in (is_file, read_manifest):
+            with pytest.raises(RunDirectoryError, match="the token has expired"):
+                look(remote if look is is_file else remote.parent)
+        with pytest.raises(RunDirectoryError, match="the token has expired"):
+            directory.pull()
+    (remote.parent / "weights").unlink()
+    with pytest.raises(RunDirectoryError, match="weights could not be fetched"):
+        here(directory.shared("teacher"))
