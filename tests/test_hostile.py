@@ -21,6 +21,7 @@ from sentisynth.config.load import load_config
 from sentisynth.config.outside import without_secrets
 from sentisynth.config.pretrain import TextConfig
 from sentisynth.data.documents import read_documents
+from sentisynth.data.ledger import SCORED
 from sentisynth.data.manifest import read_manifest
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.sources import read_rows
@@ -248,7 +249,9 @@ def test_a_stamp_that_lists_files_outside_reads_none(tmp_path: Path) -> None:
     [
         {"files": {"../../secret.parquet": "0" * 64}},
         {"asked": {}},
-        {"asked": {"n_per_class": "x", "tau": []}},
+        {"asked": {"n_per_class": 1, "tau": []}},
+        {"n_per_class": "x"},
+        {"ledger": {"bad": dict.fromkeys(("generated", "scored", *SCORED), 1) | {"screened": 1}}},
         {"ledger": {"bad": {}}},
         {"ledger": []},
     ],

@@ -121,7 +121,8 @@ def read_manifest(pool: Path) -> dict[str, Any] | None:
         manifest: dict[str, Any] = json.loads(text)
         whole = set(manifest) == _KEYS and text == json_text(manifest)
         whole = whole and all(map(_UNIT.fullmatch, manifest["files"]))
-        Asked(**manifest["asked"]).exceeds(0, 0.0)  # raises where these are no numbers
+        numbers = [manifest[key] for key in ("unit_size", "rows", "tau", "n_per_class")]
+        whole = whole and _are_numbers([*numbers, *asdict(Asked(**manifest["asked"])).values()])
         whole = whole and all(map(_is_entry, manifest["ledger"].values()))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
@@ -133,8 +134,12 @@ def read_manifest(pool: Path) -> dict[str, Any] | None:
 
 def _is_entry(entry: Any) -> bool:
     """Whether something has the shape of one label's ledger."""
-    wanted = {"generated", "screened", "scored", *SCORED}
-    return isinstance(entry, dict) and wanted <= set(entry) and isinstance(entry["screened"], dict)
+    numbers = [entry[key] for key in ("generated", "scored", *SCORED)]
+    return _are_numbers([*numbers, *entry["screened"].values()])
+
+
+def _are_numbers(values: list[Any]) -> bool:
+    return all(isinstance(value, int | float) for value in values)
 
 
 def read_receipts(
@@ -250,7 +255,11 @@ def _check_ledger(manifest: dict[str, Any]) -> list[str]:
 
 
 def readable_manifest(pool: Path) -> dict[str, Any] | None:
-    """manifest.json, or None where it is not there or damaged."""
+    """manifest.json, or None where it is not there or damaged. Raises RunDirectoryError where a
+    store does not say.
+    """
+    if not is_file(pool / MANIFEST):
+        return None
     try:
         return read_manifest(pool)
     except RunDirectoryError:  # it is written anew

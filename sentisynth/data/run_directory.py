@@ -130,7 +130,7 @@ class RunDirectory:
 
     def read_stamp(self, name: str) -> dict[str, Any] | None:
         """What a finished stage was made from, or None if it is not finished."""
-        return self._read(name, "parts") if (self.stage(name) / _STAMP).is_file() else None
+        return self._read(name, "parts") if is_file(self.stage(name) / _STAMP) else None
 
     def _read(self, name: str, key: str) -> dict[str, Any]:
         path = self.stage(name) / _STAMP
@@ -147,8 +147,10 @@ class RunDirectory:
 
     def readable_stamp(self, name: str) -> dict[str, Any] | None:
         """As `read_stamp`, and None if it is damaged."""
+        if not is_file(self.stage(name) / _STAMP):
+            return None
         try:
-            return self.read_stamp(name)
+            return self._read(name, "parts")
         except RunDirectoryError:
             return None
 
@@ -252,7 +254,7 @@ class RunDirectory:
         is made from these parts: predictions would be paired with rows that they are not of, and
         rows that were learned from may be test rows now.
         """
-        trained = self.readable_stamp(name)
+        trained = self.read_stamp(name)
         if trained is not None and trained.get("corpus") != fingerprint(corpus):
             raise RunDirectoryError(
                 f"{self.stage(name)} was trained on other rows than those of the data section; run "

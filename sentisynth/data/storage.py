@@ -182,7 +182,7 @@ def download_files(remote: Path, local: Path) -> None:
     """Fetch all files below a URI; none where there is nothing."""
     with answering(remote):
         for path in remote.rglob("*"):
-            if path.is_file():
+            if is_file(path):
                 name = path.relative_to(remote).as_posix()
                 if ".." in Path(name).parts or Path(name).is_absolute():
                     raise RunDirectoryError(f"{path} is no file below {remote}; remove it")

@@ -54,7 +54,7 @@ def evaluate_run(
         metrics["calibration"] = calibration(
             *(_logits(directory.stage("teacher"), split) for split in REAL_SPLITS)
         )
-    if directory.read_stamp("dataset") is not None:
+    if _is_of_these_rows(directory):
         metrics["synthesis"] = _synthesis(config, directory)
     if set(compare) <= set(done):
         labels, base = predictions(directory.stage(compare[0]), "test")
@@ -80,6 +80,14 @@ def _is_of_this_run(directory: RunDirectory, name: str) -> bool:
     if dataset["plan"] != fingerprint(pool) or directory.read_stamp("teacher") is None:
         return True  # a pool that was removed, or begun anew
     return bool(pool["teacher"] == model_digest(directory.stage("teacher")))
+
+
+def _is_of_these_rows(directory: RunDirectory) -> bool:
+    """Whether there is a dataset, and not one whose pool was made for other rows."""
+    dataset, pool = directory.read_stamp("dataset"), directory.readable_stamp("pool") or {}
+    if dataset is None or dataset["plan"] != fingerprint(pool):
+        return dataset is not None  # a pool that was removed, or begun anew
+    return bool(pool["corpus"] == fingerprint(directory.read_stamp("corpus")))
 
 
 def _arm(path: Path, name: str, title: str, n_classes: int) -> dict[str, Any]:

@@ -146,10 +146,10 @@ def _precisions(session: Session, devices: Sequence[DeviceFacts]) -> list[str]:
 
 def check_generation(session: Session) -> None:
     """Raise ModelError for what would end generation after the hours of the trainings: int8 where
-    a generator will have a GPU, vLLM that is not installed. A pool that was begun has its own.
+    a generator will have a GPU, vLLM that is not installed. A pool that is kept has its own.
     """
-    synthesis = session.config.synthesis
-    if session.directory.readable_stamp("pool") is not None:
+    synthesis, directory = session.config.synthesis, session.directory
+    if not directory.overwrites and directory.readable_stamp("pool") is not None:
         return
     if synthesis.engine == "vllm":
         check_installed()

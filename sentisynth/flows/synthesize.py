@@ -65,14 +65,15 @@ def fill_pool(session: Session) -> None:
     config = _with_unit_size(session.config, parts["synthesis"]["unit_size"])
     plan, pool = fingerprint(parts), directory.pool
     directory.refuse_damaged("teacher", "generator")
-    check_generator(directory.stage("generator"), config)
-    check_verifier(directory.stage("teacher"), len(config.data.labels))
     title = f"C  synthesis: {config.synthesis.n_per_class:,} verified rows a class"
     stamped = directory.readable_stamp("pool") is not None and directory.is_done("pool", parts)
     started = time.monotonic()
     with _answering(pool):
         reader = PoolReader(pool, config, plan)
         done = reader.recover()  # where the stamp is gone, the units say what they are of
+    if not reader.is_published:
+        check_generator(directory.stage("generator"), config)
+        check_verifier(directory.stage("teacher"), len(config.data.labels))
     if not stamped:
         directory.stamp(pool, parts, is_done=False)
     if done or reader.n_damaged:

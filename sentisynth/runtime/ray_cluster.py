@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import ray
 
 from sentisynth import signals
+from sentisynth.config.outside import without_secrets
 from sentisynth.errors import PlacementError
 from sentisynth.runtime.leaving import workers_ended
 from sentisynth.runtime.placement import PoolPlacement, Resources
@@ -58,12 +59,13 @@ def connected() -> Iterator[None]:
             with _native_notes_hidden(), signals.kept(), _imports_as_here(empty):
                 ray.init(**options)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            address, reason = os.environ.get("RAY_ADDRESS"), " ".join(str(error).split())[:200]
-            if address is None:
+            address = without_secrets(os.environ.get("RAY_ADDRESS", ""))
+            reason = without_secrets(" ".join(str(error).split())[:200])
+            if not address and not isinstance(error, ConnectionError):
                 raise
             hint = "; use `sentisynth submit`, or HOST:6379" if address.startswith("http") else ""
             raise PlacementError(
-                f"no Ray cluster that fits answers at RAY_ADDRESS={address} ({reason}){hint}"
+                f"no Ray that fits answers at {address or 'this machine'} ({reason}){hint}"
             ) from None
         try:
             yield

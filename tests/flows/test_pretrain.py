@@ -137,7 +137,11 @@ def test_rows_are_the_same_from_any_kind_of_file(
     [
         ("encoder", ["train.batch_size=5000"], "fewer than train.batch_size, which is 5000"),
         ("encoder", ["text.held_out=1e-9"], "that leaves no document to evaluate on; raise it"),
-        ("encoder", ["text.min_length=62"], "gives 0 rows"),
+        (
+            "encoder",
+            ["positions=512", "text.max_length=512", "text.min_length=510"],
+            "gives 0 rows",
+        ),
         (
             "encoder",
             ["tokenizer.model=package:reviews-encoder-mini", "shape.width=8192"],

@@ -78,7 +78,7 @@ def test_a_step_learns_from_the_weighted_mean(tiny_bert: Path, tmp_path: Path) -
         rows = learned.rows
         ids = [rows.ids[rows.starts[r] : rows.starts[r + 1]].tolist() for r in which]
         learned.rows = Rows.of(ids, rows.labels[which], np.array(weights, np.float32))
-        config, told = TrainConfig(epochs=1, batch_size=4, warmup_ratio=0), []
+        config, told = TrainConfig(epochs=1, batch_size=4, warmup_ratio=0, precision="fp32"), []
         each = [learned.loss(learned.model, np.array([row])).item() for row in range(len(which))]
         fit(learned, config, 1, told.append, tmp_path / str(i))
         assert told[0]["train_loss"] == pytest.approx(sum(each) / 4, rel=1e-5)  # Σ w L / Σ w
