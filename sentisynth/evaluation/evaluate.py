@@ -74,20 +74,26 @@ def _is_of_this_run(directory: RunDirectory, name: str) -> bool:
         return False  # or of other rows, before --overwrite
     if "dataset" not in parts:
         return True
-    dataset, pool = directory.read_stamp("dataset"), directory.readable_stamp("pool") or {}
+    dataset, pool = directory.read_stamp("dataset"), _pool_of_dataset(directory)
     if dataset is None or parts["dataset"] != fingerprint(dataset):
         return False
-    if dataset["plan"] != fingerprint(pool) or directory.read_stamp("teacher") is None:
-        return True  # a pool that was removed, or begun anew
+    if pool is None or directory.read_stamp("teacher") is None:
+        return True
     return bool(pool["teacher"] == model_digest(directory.stage("teacher")))
 
 
 def _is_of_these_rows(directory: RunDirectory) -> bool:
     """Whether there is a dataset, and not one whose pool was made for other rows."""
-    dataset, pool = directory.read_stamp("dataset"), directory.readable_stamp("pool") or {}
-    if dataset is None or dataset["plan"] != fingerprint(pool):
-        return dataset is not None  # a pool that was removed, or begun anew
+    pool = _pool_of_dataset(directory)
+    if pool is None:
+        return directory.read_stamp("dataset") is not None
     return bool(pool["corpus"] == fingerprint(directory.read_stamp("corpus")))
+
+
+def _pool_of_dataset(directory: RunDirectory) -> dict[str, Any] | None:
+    """What the pool of the dataset was made from; None where it was removed, or begun anew."""
+    dataset, pool = directory.read_stamp("dataset"), directory.readable_stamp("pool") or {}
+    return pool if dataset is not None and dataset["plan"] == fingerprint(pool) else None
 
 
 def _arm(path: Path, name: str, title: str, n_classes: int) -> dict[str, Any]:

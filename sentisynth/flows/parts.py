@@ -8,11 +8,8 @@ from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
 from sentisynth.generation.engine import engine_of, rows_that_fit
-from sentisynth.generation.vllm_engine import check_installed
 from sentisynth.models.devices import DeviceFacts, check_int8
 from sentisynth.models.loading import model_digest
-from sentisynth.runtime.placement import place_stream
-from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.seeding import fingerprint
 
 _CODE_VERSION = 7  # raise it when the same plan would give other bytes
@@ -142,20 +139,6 @@ def _precisions(session: Session, devices: Sequence[DeviceFacts]) -> list[str]:
     if own == "fp16" and generation.kind == "cpu" and _engine(session) == "transformers":
         own = "fp32"  # on a CPU fp16 is how the batch engine keeps weights, no arithmetic
     return [own, verification.verification(asked)]
-
-
-def check_generation(session: Session) -> None:
-    """Raise ModelError for what would end generation after the hours of the trainings: int8 where
-    a generator will have a GPU, vLLM that is not installed. A pool that is kept has its own.
-    """
-    synthesis, directory = session.config.synthesis, session.directory
-    if not directory.overwrites and directory.readable_stamp("pool") is not None:
-        return
-    if synthesis.engine == "vllm":
-        check_installed()
-    if synthesis.precision == "int8":
-        placed = place_stream(synthesis, cluster_resources()).generate
-        check_int8("cuda" if placed.gpus else "cpu")
 
 
 def _engine(session: Session) -> str:

@@ -14,10 +14,9 @@ from sentisynth.data.splits import load_corpus
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.dataset import build_dataset
-from sentisynth.flows.parts import check_generation
 from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, workplace
-from sentisynth.flows.starts import check_starts
+from sentisynth.flows.starts import check_generation, check_starts
 from sentisynth.flows.synthesize import synthesize
 from sentisynth.flows.training import (
     distil_students,

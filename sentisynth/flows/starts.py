@@ -7,7 +7,9 @@ from typing import Any
 
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.errors import ConfigError
+from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_engine
+from sentisynth.generation.vllm_engine import check_installed
 from sentisynth.models.classifier import (
     FRESH,
     check_fresh,
@@ -18,6 +20,8 @@ from sentisynth.models.classifier import (
 from sentisynth.models.devices import check_int8
 from sentisynth.models.generator import check_frozen
 from sentisynth.models.loading import check_length
+from sentisynth.runtime.placement import place_stream
+from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.training.deepspeed_engine import deepspeed_settings
 from sentisynth.training.engine import chosen_engine
 
@@ -43,6 +47,20 @@ def check_starts(config: RunConfig, sections: Sequence[str], read: Callable[[str
             else:
                 _check_generator(config, start)
         _check_deepspeed(section, settings.train)
+
+
+def check_generation(session: Session) -> None:
+    """Raise ModelError for what would end generation after the hours of the trainings: int8 where
+    a generator will have a GPU, vLLM that is not installed. A pool that is kept has its own.
+    """
+    synthesis, directory = session.config.synthesis, session.directory
+    if not directory.overwrites and directory.readable_stamp("pool") is not None:
+        return
+    if synthesis.engine == "vllm":
+        check_installed()
+    if synthesis.precision == "int8":
+        placed = place_stream(synthesis, cluster_resources()).generate
+        check_int8("cuda" if placed.gpus else "cpu")
 
 
 def _check_generator(config: RunConfig, start: Any) -> None:

@@ -10,8 +10,9 @@ import pytest
 import sentisynth
 from sentisynth.config.load import load_config
 from sentisynth.errors import ModelError, RunDirectoryError
-from sentisynth.flows.parts import check_generation, plan_parts, refuse_other_machines
+from sentisynth.flows.parts import plan_parts, refuse_other_machines
 from sentisynth.flows.session import versions
+from sentisynth.flows.starts import check_generation
 from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.placement import Placement, PoolPlacement, Resources
 from tests.conftest import RESOURCES
@@ -105,7 +106,7 @@ def test_int8_with_gpus_is_refused_before_the_trainings(
     def resources() -> Resources:
         return Resources(node_cpus=(8.0,), node_gpus=gpus)
 
-    monkeypatch.setattr("sentisynth.flows.parts.cluster_resources", resources)
+    monkeypatch.setattr("sentisynth.flows.starts.cluster_resources", resources)
     monkeypatch.setattr("sentisynth.models.devices.multiplies_int8", lambda kind: kind == "cpu")
     place = session(["synthesis.precision=int8"], "cpu", 2**34)
     if is_refused:
