@@ -7,6 +7,7 @@ seed rows ─► teacher, generator ─► [plan ─► generate ─► screen �
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table
@@ -24,7 +25,7 @@ from sentisynth.flows.training import (
     train_generator,
     train_teacher,
 )
-from sentisynth.models.loading import read_config, resolve_model
+from sentisynth.models.loading import load_tokenizer, read_config, resolve_model
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import ARMS
 
@@ -104,6 +105,13 @@ _STARTS_FROM = {
 _MAKE_NOTHING = ("evaluate", "sweep")
 
 
+def _start(reference: str) -> Any:
+    """The configuration of a starting model, all of which is here, and whose tokenizer loads."""
+    path = resolve_model(reference)
+    load_tokenizer(path)
+    return read_config(path)
+
+
 @contextmanager
 def opened(
     config: RunConfig,
@@ -117,9 +125,7 @@ def opened(
     Data and starting models are read before anything is made: a mistake in them costs nothing.
     """
     corpus = load_corpus(config.data, config.seed)
-    check_starts(
-        config, _STARTS_FROM.get(command, ()), lambda name: read_config(resolve_model(name))
-    )
+    check_starts(config, _STARTS_FROM.get(command, ()), _start)
     options = {"overwrite": overwrite, "makes_nothing": command in _MAKE_NOTHING}
     with workplace(config, out, console, **options) as place:
         yield Session(

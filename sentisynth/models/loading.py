@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sentisynth.errors import ModelError
+from sentisynth.models.hub import download
 
 _PACKAGE = resources.files("sentisynth") / "resources"
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
-_HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "tokenizer*"]
 
 
 def resolve_model(reference: str) -> Path:
@@ -35,7 +35,7 @@ def resolve_model(reference: str) -> Path:
         if not os.path.isdir(path):
             raise ModelError(f"there is no model directory {reference}; check the path")
     else:
-        path = _download(reference)
+        path = download(reference)
     if not (path / "config.json").is_file():
         raise ModelError(f"{path} has no config.json; give a directory made by save_pretrained")
     if not any(path.glob("*.safetensors")):
@@ -76,37 +76,6 @@ def read_config(path: Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path} has a config.json that does not load: {reason}") from None
-
-
-def _download(reference: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        path = Path(snapshot_download(reference, allow_patterns=_HUB_FILES))
-        if not any(path.glob("*.safetensors")):
-            revision = _converted_revision(reference)
-            if revision is not None:
-                path = Path(
-                    snapshot_download(reference, revision=revision, allow_patterns=_HUB_FILES)
-                )
-        return path
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(
-            f"no local directory and no Hub model could be read as {reference!r} ({reason}); "
-            f"give a local directory, or check the name and the network"
-        ) from None
-
-
-def _converted_revision(reference: str) -> str | None:
-    """The Hub's own safetensors conversion of a repository that has pickled weights alone."""
-    from huggingface_hub import HfApi
-
-    for entry in HfApi().get_repo_discussions(reference, author="SFconvertbot"):
-        if entry.is_pull_request and entry.title == "Adding `safetensors` variant of this model":
-            return str(entry.git_reference)
-    return None
 
 
 def model_digest(path: Path) -> str:
