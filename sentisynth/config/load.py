@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -9,12 +10,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sentisynth.config.pretrain import PretrainConfig
 from sentisynth.config.types import NamedConfig, RunConfig
+from sentisynth.config.yaml_text import parse_value, read_mapping
 from sentisynth.errors import ConfigError
 
 _RECIPES: dict[type[NamedConfig], Any] = {
@@ -33,8 +34,6 @@ _REFERENCES = {
     "start": ("model",),
 }
 _NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
-# what a value that does not fit its tag, or brackets without end, raise in PyYAML beside its own
-_NO_YAML = (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError)
 _DEEPEST, _MOST_VALUES, _MOST_WORDS = 32, 100_000, 600
 _TYPE_WORDS = {
     "int": "a whole number",
@@ -96,7 +95,7 @@ def _parse(kind: type[AnyConfig], values: dict[str, Any]) -> AnyConfig:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        told, half = _sentence(error.errors()[0], kind), _MOST_WORDS // 2
+        told, half = _sentence(error.errors(), kind), _MOST_WORDS // 2
         if len(told) > _MOST_WORDS:
             told = f"{told[:half]} … {told[-half:]}"
         raise ConfigError(told) from None
@@ -199,13 +198,7 @@ def _read_recipe(recipe: str, kind: type[NamedConfig]) -> dict[str, Any]:
 
 
 def _mapping(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except _NO_YAML as error:
-        reason = f"{type(error).__name__}, " + " ".join(str(error).split())[:_MOST_WORDS]
-        raise ConfigError(f"{name} is not valid YAML: {reason}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} holds no keys; a recipe is a YAML mapping such as `name: x`")
+    values = read_mapping(text, name)
     return {key: value for key, value in values.items() if key not in _NOTES}
 
 
@@ -223,14 +216,6 @@ def _apply(values: dict[str, Any], override: str, kind: type[NamedConfig]) -> No
             raise ConfigError(_unknown_key(key, kind))
         values = child
     values[last] = value
-
-
-def parse_value(text: str) -> Any:
-    """The value of an override: YAML, or the text itself."""
-    try:
-        return yaml.safe_load(text)
-    except _NO_YAML:
-        return text
 
 
 def _make_absolute(values: dict[str, Any]) -> None:
@@ -294,11 +279,10 @@ def _nearest(word: str, words: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else ""
 
 
-def _sentence(error: ErrorDetails, model: type[NamedConfig]) -> str:
-    """One validation error as one sentence with the key, the value and what is allowed."""
-    path = [str(p) for p in error["loc"] if str(p) not in ("int", "str", "float")]
-    path = [p for p in path if not p.startswith(("constrained", "nullable", "function"))]
-    key, kind, context = ".".join(path), error["type"], error.get("ctx", {})
+def _sentence(errors: list[ErrorDetails], model: type[NamedConfig]) -> str:
+    """The first mistake as one sentence with the key, the value and what is allowed."""
+    error = errors[0]
+    key, kind, context = _key(error), error["type"], error.get("ctx", {})
     if kind == "extra_forbidden":
         return _unknown_key(key, model)
     if kind == "missing":
@@ -306,9 +290,24 @@ def _sentence(error: ErrorDetails, model: type[NamedConfig]) -> str:
     if kind == "value_error":
         message = str(context["error"])
         return f"{key}: {message}" if key and not message.startswith(key.split(".")[0]) else message
-    allowed = _allowed(kind, context)
+    forms = dict.fromkeys(_form(e) for e in errors if _key(e) == key)  # each that may stand there
+    allowed = " or ".join(filter(None, forms))
     quote = "; put it in quotes" if allowed == "a text" else ""
     return f"{key} is {error['input']!r}; it must be {allowed or error['msg']}{quote}"
+
+
+def _key(error: ErrorDetails) -> str:
+    """The key with dots, without what pydantic says of the form that it tried."""
+    path = [str(part) for part in error["loc"] if part not in ("int", "str", "float")]
+    path = [p for p in path if not p.startswith(("constrained", "nullable", "function"))]
+    return ".".join(itertools.takewhile(lambda part: "[" not in part, path))
+
+
+def _form(error: ErrorDetails) -> str:
+    allowed = _allowed(error["type"], error.get("ctx", {}))
+    in_list = any(str(part).startswith("tuple[") for part in error["loc"])
+    is_item = in_list and isinstance(error["loc"][-1], int)
+    return f"a list, each {allowed}" if is_item else allowed
 
 
 def _allowed(kind: str, context: dict[str, Any]) -> str:

@@ -1,7 +1,6 @@
 """Unlabelled documents: where they lie, their words and sentences, and rows of tokens from them."""
 
 import hashlib
-import json
 import os
 import re
 import unicodedata
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentisynth.config.pretrain import TextConfig
+from sentisynth.data.json_lines import json_lines, whole
 from sentisynth.data.parquet import pieces
 from sentisynth.data.text import clean, normal_form
 from sentisynth.errors import DataError
@@ -26,7 +26,6 @@ WORDS = r"\w+(?=n['’]t\b)|n['’]t\b|['’](?:s|d|m|re|ve|ll|S|D|M|RE|VE|LL)\b
 _WORDS = re.compile(rf"\w+(?:-\w+)+|--+|{WORDS}")
 _SENTENCE_END = re.compile(r"(?:(?<=[.!?…])|(?<=[.!?…][\"')”»]))\s+|(?<=[。！？])")
 _OPENING = "\"'(“«"
-_HALF_PAIR = re.compile("[\ud800-\udfff]")  # JSON may hold half of a character
 
 
 def document_files(config: TextConfig) -> list[Path]:
@@ -79,6 +78,15 @@ def _texts(path: Path, config: TextConfig) -> Iterator[str | None]:
         ):
             yield from piece.column(0).cast(pa.string()).to_pylist()
         return
+    if path.suffix == ".jsonl":
+        for number, value in json_lines(path, _LONGEST):
+            _check_column(path, list(value), config)
+            text = whole(value[config.text_column])
+            if text is not None and not isinstance(text, str):
+                told = f"the text is {str(text)[:40]!r}, which is no text"
+                raise DataError(f"{path}, line {number}: {told}")
+            yield text
+        return
     with path.open(encoding="utf-8") as stream:
         lines = iter(lambda: stream.readline(_LONGEST + 1), "")
         for number, line in enumerate(lines, start=1):
@@ -86,21 +94,7 @@ def _texts(path: Path, config: TextConfig) -> Iterator[str | None]:
                 raise DataError(
                     f"{path}, line {number} has more than {_LONGEST:,} characters; cut it"
                 )
-            yield line if path.suffix == ".txt" else _of_json(path, number, line, config)
-
-
-def _of_json(path: Path, number: int, line: str, config: TextConfig) -> str | None:
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}, line {number} is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path}, line {number} is no JSON object; give one a line")
-    _check_column(path, list(value), config)
-    text = value[config.text_column]
-    if text is not None and not isinstance(text, str):
-        raise DataError(f"{path}, line {number}: the text is {str(text)[:40]!r}, which is no text")
-    return text and _HALF_PAIR.sub("\ufffd", text)
+            yield line
 
 
 def _check_column(path: Path, columns: Sequence[str], config: TextConfig) -> None:

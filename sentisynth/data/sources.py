@@ -8,11 +8,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 
 from sentisynth import schema
 from sentisynth.config.types import DataConfig
+from sentisynth.data.json_lines import json_lines, whole
 from sentisynth.data.parquet import pieces
 from sentisynth.data.text import clean
 from sentisynth.errors import DataError
@@ -27,21 +27,12 @@ def read_rows(reference: str, config: DataConfig) -> pa.Table:
 
     Raises DataError with one sentence: file, row (from 1), value.
     """
-    table = _read_table(reference, config)
-    for column in (config.text_column, config.label_column):
-        if table.column_names.count(column) > 1:
-            raise DataError(f"{reference} has the column {column!r} twice; keep one of them")
-        if column not in table.column_names:
-            raise DataError(
-                f"{reference} has no column {column!r}; its columns are "
-                f"{', '.join(table.column_names)}: set data.text_column and data.label_column"
-            )
-    if table.num_rows == 0:
-        raise DataError(f"{reference} has no rows; give a file with labelled texts")
     try:
-        values = [table[c].to_pylist() for c in (config.text_column, config.label_column)]
+        values = _read_columns(reference, config)
     except UnicodeDecodeError:
         raise DataError(f"{reference} is not UTF-8; convert it, e.g. with iconv") from None
+    if not values[0]:
+        raise DataError(f"{reference} has no rows; give a file with labelled texts")
     texts = [_text(value, reference, row, config) for row, value in enumerate(values[0], start=1)]
     labels = _labels(values[1], reference, config)
     return pa.table({schema.TEXT: texts, schema.LABELS: labels}, schema=schema.CORPUS)
@@ -98,15 +89,48 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def _read_columns(reference: str, config: DataConfig) -> tuple[list[Any], list[Any]]:
+    """Texts and labels as they stand there."""
+    wanted = (config.text_column, config.label_column)
+    if Path(reference).suffix == ".jsonl":
+        columns, names = _read_json_lines(_file(reference), wanted)
+    else:
+        table = _read_table(reference, config)
+        names = table.column_names
+        columns = [table[c].to_pylist() if names.count(c) == 1 else [] for c in wanted]
+    for column in wanted:
+        if names.count(column) > 1:
+            raise DataError(f"{reference} has the column {column!r} twice; keep one of them")
+        if column not in names:
+            raise DataError(
+                f"{reference} has no column {column!r}; its columns are {', '.join(names)}: set "
+                f"data.text_column and data.label_column"
+            )
+    return columns[0], columns[1]
+
+
+def _read_json_lines(path: Path, wanted: tuple[str, str]) -> tuple[list[list[Any]], list[str]]:
+    """The wanted columns, whatever the others hold, and the names of all."""
+    columns, names = list[list[Any]]([[], []]), dict[str, None]()
+    for _, row in json_lines(path, 2 * _LONGEST_TEXT):
+        names |= dict.fromkeys(row)
+        for column, name in zip(columns, wanted, strict=True):
+            column.append(whole(row.get(name)))
+    return columns, [*names] or [*wanted]
+
+
+def _file(reference: str) -> Path:
+    if not os.path.isfile(reference):  # no error where a name is too long
+        raise DataError(f"there is no file {reference}; check the path in the data section")
+    return Path(reference)
+
+
 def _read_table(reference: str, config: DataConfig) -> pa.Table:
     if reference.startswith("package:") and ".." not in Path(reference).parts:
         return pq.read_table(_package_file(reference.removeprefix("package:")))
-    path = Path(reference)
-    if path.suffix in FORMATS:
-        if not os.path.isfile(path):  # no error where a name is too long
-            raise DataError(f"there is no file {reference}; check the path in the data section")
-        return _read_file(path, config)
-    if os.path.exists(path):
+    if Path(reference).suffix in FORMATS:
+        return _read_file(_file(reference), config)
+    if os.path.exists(reference):
         raise DataError(f"{reference} is not a file of a known kind; use {', '.join(FORMATS)}")
     if reference.startswith((".", "/", "~")):
         raise DataError(f"there is no file {reference}; check the path in the data section")
@@ -117,8 +141,6 @@ def _read_file(path: Path, config: DataConfig) -> pa.Table:
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path, (config.text_column, config.label_column))
-        if path.suffix == ".jsonl":
-            return pyarrow.json.read_json(path)
         delimiter = "\t" if path.suffix == ".tsv" else ","
         quote = False if path.suffix == ".tsv" else '"'
         return pyarrow.csv.read_csv(

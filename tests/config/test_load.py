@@ -1,7 +1,9 @@
+import json
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sentisynth.config.load import (
     known_keys,
@@ -10,6 +12,7 @@ from sentisynth.config.load import (
     read_run_config,
     recipe_names,
 )
+from sentisynth.config.pretrain import PretrainConfig, ShapeConfig
 from sentisynth.data.documents import document_files
 from sentisynth.data.sources import read_rows
 from sentisynth.errors import ConfigError, DataError, ModelError
@@ -35,6 +38,8 @@ def test_built_in_recipes_load_and_say_what_they_are(name: str) -> None:
         ("data=3", "data is 3; it must be a mapping"),
         ("data.labels=[one]", "it must be a list of at least 2"),
         ("data.labels=[a, a]", "names a class twice"),
+        ("data.validation=[1]", "data.validation is [1]; it must be a text or a whole number"),
+        ("teacher.class_weights=[a]", "class_weights is ['a']; it must be 'balanced' or a list"),
         ("data.validation=0", "0 is no number of rows to hold out"),
         ("data.source.deeper=1", "unknown key 'data.source.deeper'"),
         ("name=../elsewhere", "name is '../elsewhere'"),
@@ -133,6 +138,34 @@ def test_overrides_reach_any_depth_and_numbers_may_be_written_as_usual() -> None
     assert config.teacher.train.learning_rate == 5e-5
     assert config.synthesis.tau == 0.7
     assert config.teacher.train.batch_size == 32  # what stood beside it is still there
+
+
+def test_a_section_in_part_has_the_rest_from_its_own_defaults(tmp_path: Path) -> None:
+    recipe = load_config("quickstart").model_dump(mode="json")
+    del recipe["student"]["train"], recipe["generator"]["train"]
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    plain = load_config(str(tmp_path / "r.yaml"))
+    changed = load_config(str(tmp_path / "r.yaml"), ["student.train.batch_size=64"])
+    assert changed.student.train == plain.student.train.model_copy(update={"batch_size": 64})
+    recipe["generator"]["train"] = {"epochs": 5}
+    (tmp_path / "r.yaml").write_text(json.dumps(recipe))
+    train = load_config(str(tmp_path / "r.yaml")).generator.train
+    assert train == plain.generator.train.model_copy(update={"epochs": 5})
+
+
+def test_a_default_within_a_default_is_kept_too() -> None:
+    overrides = ["text.source=x.txt", "masked.shape.width=128"]
+    assert PretrainConfig.model_validate(
+        {"name": "x", "kind": "encoder", "text": {"source": "x.txt"}, "masked": {"shape": {}}}
+    ).masked.shape == ShapeConfig(layers=2)
+    assert load_pretrain_config("reviews-electra-mini", overrides).masked.shape.layers == 2
+
+
+def test_a_key_that_is_written_twice_is_refused(tmp_path: Path) -> None:
+    text = yaml.safe_dump(load_config("quickstart").model_dump(mode="json"))
+    (tmp_path / "r.yaml").write_text(f"{text}\ndistil: {{beta: 0.2}}\n")
+    with pytest.raises(ConfigError, match="the key 'distil' is written twice"):
+        load_config(str(tmp_path / "r.yaml"))
 
 
 def test_relative_paths_become_absolute(small_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

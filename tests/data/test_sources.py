@@ -88,6 +88,24 @@ def test_a_file_that_is_not_utf8(tmp_path: Path, name: str) -> None:
         read_rows(str(path), config())
 
 
+def test_a_name_of_a_column_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(b"gr\xf6\xdfe,text,label\n1,fine,good\n")
+    with pytest.raises(DataError, match="is not UTF-8; convert it"):
+        read_rows(str(tmp_path / "rows.csv"), config())
+
+
+def test_what_other_columns_of_json_hold_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(
+        '{"text": "fine", "label": 1, "id": 1}\n\n{"id": "x", "label": "0", "text": "2024-01-01"}\n'
+    )
+    table = read_rows(str(path), config())
+    assert table.to_pylist() == [
+        {"text": "fine", "labels": 1},
+        {"text": "2024-01-01", "labels": 0},
+    ]
+
+
 def test_a_column_that_is_there_twice(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text("text,label,text\na,good,b\n")
     with pytest.raises(DataError, match="has the column 'text' twice"):
