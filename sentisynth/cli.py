@@ -179,7 +179,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 def _sweep(arguments: argparse.Namespace) -> int:
     options, dims, rest = _sweep_overrides(arguments)
     config = load_config(arguments.recipe, rest)
-    from sentisynth.config.load import parse_value
+    from sentisynth.config.yaml_text import parse_value
     from sentisynth.flows.console import Console
     from sentisynth.flows.pipeline import corpus_of_teacher, opened
     from sentisynth.flows.sweep import run_sweep

@@ -27,6 +27,7 @@ _GIB = 2**30
 _ROW_BYTES = 200  # of a candidate in the pool's compressed files
 _USUAL_ACCEPTANCE = 0.4
 _CPUS_A_GPU = 8
+_LONGEST_S = 30.0  # that all GPUs may be taken
 
 
 def plan(config: RunConfig, console: Console, gpus: int | None, gpu_memory: float | None) -> None:
@@ -48,7 +49,11 @@ def plan(config: RunConfig, console: Console, gpus: int | None, gpu_memory: floa
         actor = PoolPlacement(
             min_actors=1, max_actors=1, cpus=0.1, gpus=0.01 if resources.gpus else 0.0
         )
-        _tell(config, console, resources, facts_of_an_actor(actor))
+        try:
+            facts = facts_of_an_actor(actor, _LONGEST_S, console.note)
+        except PlacementError as error:
+            raise PlacementError(f"{error}; or give --gpus and --gpu-memory") from None
+        _tell(config, console, resources, facts)
 
 
 def _tell(config: RunConfig, console: Console, resources: Resources, facts: DeviceFacts) -> None:

@@ -5,7 +5,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,12 @@ class Session(Workplace):
     @cached_property
     def devices(self) -> tuple[DeviceFacts, DeviceFacts]:
         """What an actor of generation and one of verification work on."""
-        return facts_of_an_actor(self.placement.generate), facts_of_an_actor(self.placement.verify)
+        return self.devices_of(self.placement)
+
+    def devices_of(self, placement: Placement) -> tuple[DeviceFacts, DeviceFacts]:
+        """The same of another placement. Raises PlacementError."""
+        ask = partial(facts_of_an_actor, longest_s=self.cluster.wait_s, tell=self.console.note)
+        return ask(placement.generate), ask(placement.verify)
 
 
 @contextmanager

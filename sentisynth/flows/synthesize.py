@@ -26,7 +26,7 @@ from sentisynth.models.classifier import check_verifier
 from sentisynth.runtime.nodes import check_storage, wait_for_room
 from sentisynth.runtime.placement import Placement, balanced
 from sentisynth.runtime.pools import stream_pools
-from sentisynth.runtime.ray_cluster import cluster_resources, facts_of_an_actor
+from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.stream import Finished, UnitStream
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.watch import ClusterChangedError, UnbalancedError
@@ -173,8 +173,7 @@ def _fill(
             session.console.event("cluster", f"   {change}; going on with the nodes that are there")
             placement = wait_for_room(config, placement, session.console.note)
             check_storage(directory.pool)
-            devices = tuple(map(facts_of_an_actor, (placement.generate, placement.verify)))
-            refuse_other_devices(session, parts, devices)
+            refuse_other_devices(session, parts, session.devices_of(placement))
         for finished in stream.rest():  # while it ended
             _count(reader, finished, done)
 

@@ -156,7 +156,16 @@ def train_on_ray(
         if begun.step:
             place.console.note(f"   going on from the checkpoint at step {begun.step}")
         place.gather()
-        run_training(partial(run, paths, made, work), train, work, follow, restarted, workers)
+        run_training(
+            partial(run, paths, made, work),
+            train,
+            work,
+            follow,
+            restarted,
+            workers,
+            wait_s=place.cluster.wait_s,
+            on_wait=lambda what: place.console.note(f"   waiting for nodes: {what}"),
+        )
         if made is not out:
             download_files(made, out)
             remove_tree(made)

@@ -13,12 +13,12 @@ def download(reference: str) -> Path:
     Raises ModelError.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError
 
     try:
         path = Path(snapshot_download(reference, allow_patterns=_FILES))
         return path if any(path.glob("*.safetensors")) else _conversion(reference) or path
-    except (HTTPError, HFValidationError, OSError) as error:
+    except (_http_error(), HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"no local directory and no Hub model could be read as {reference!r} ({reason}); "
@@ -31,13 +31,12 @@ def _conversion(reference: str) -> Path | None:
     a pull request; one that was fetched before if the Hub does not answer.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HTTPError
 
     try:
         found = HfApi().get_repo_discussions(reference, author="SFconvertbot")
         title = "Adding `safetensors` variant of this model"
         revisions = [d.git_reference for d in found if d.is_pull_request and d.title == title]
-    except (HTTPError, OSError):  # a network that is down raises what is no OSError
+    except (_http_error(), OSError):
         kept = _cached_conversion(reference)
         if kept is None:
             raise
@@ -58,3 +57,11 @@ def _cached_conversion(reference: str) -> Path | None:
         if any(path.glob("*.safetensors")):
             return path
     return None
+
+
+def _http_error() -> type[Exception]:
+    """What the Hub's HTTP library raises where the network is down, which is no OSError."""
+    from huggingface_hub import errors
+
+    found: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # httpx's, or httpx2's
+    return found

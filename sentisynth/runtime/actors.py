@@ -17,6 +17,7 @@ from sentisynth.data.storage import here
 from sentisynth.data.units import Unit, write_unit
 from sentisynth.errors import PlacementError, SentisynthError
 from sentisynth.runtime.leaving import leave_in_time
+from sentisynth.runtime.ray_cluster import hide_gpus
 from sentisynth.stages.screen import Screen
 
 Bundle = list[tuple[int, int, int]]  # label, number and size of each unit
@@ -28,10 +29,26 @@ _UNITS, _TABLES = "units", "tables"
 
 
 class Reports:
-    """An actor that keeps what workers report until the driver fetches it."""
+    """An actor that keeps what workers report until the driver fetches it, and their handles until
+    a first unit is finished: Ray Data gives its own handles to nobody while models load.
+    """
 
     def __init__(self) -> None:
         self._entries: list[Any] = []
+        self._loading: list[Any] | None = []
+
+    def enter(self, worker: Any) -> None:
+        """The handle of a worker that loads its models."""
+        if self._loading is not None:
+            self._loading.append(worker)
+
+    def forget(self) -> None:
+        """The stream runs: a handle here would keep a worker that Ray Data has no more use for."""
+        self._loading = None
+
+    def loading(self) -> list[Any]:
+        """Those that have entered, as long as nothing is finished."""
+        return self._loading or []
 
     def add(self, entry: Any) -> None:
         """Keep an entry."""
@@ -136,7 +153,9 @@ class UnitStages:
     def __init__(self, builds: dict[str, Callable[[], Stage]], mailbox: Any, reports: Any) -> None:
         self._mailbox, self._reports = mailbox, reports
         leave_in_time()
+        hide_gpus()
         context = ray.get_runtime_context()
+        ray.get(reports.enter.remote(context.current_actor))  # fails where the stream has ended
         if context.was_current_actor_reconstructed:
             reports.add.remote((RESTARTED, [*builds]))
         with self._errors_told():

@@ -2,8 +2,8 @@
 
 import secrets
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,41 @@ def gather(config: ClusterConfig, tell: Callable[[str], None]) -> None:
 
     A cluster that scales itself is asked for the GPUs. Raises PlacementError after `wait_s`.
     """
-    if config.nodes <= 1 and not config.gpus:
-        return
+    if config.nodes > 1 or config.gpus:
+        with _requests(config.gpus) as request:
+            _wait(config, tell, request)
+
+
+@contextmanager
+def _requests(gpus: int) -> Iterator[Callable[[], None]]:
+    """Asks a cluster that scales itself for GPUs, at each call: Ray Data and Ray Train replace what
+    was asked for every 20 s. What runs on the nodes then holds them; the request is taken back.
+    """
     from ray.autoscaler.sdk import request_resources
 
-    if config.gpus:
-        request_resources(bundles=[{"GPU": 1}] * config.gpus)
+    is_asked = False
+
+    def request() -> None:
+        nonlocal is_asked
+        if gpus:
+            is_asked = True
+            request_resources(bundles=[{"GPU": 1}] * gpus)
+
     try:
-        _wait(config, tell)
-    finally:  # what runs on the nodes holds them from now on; the request would outlive the run
-        if config.gpus:
+        yield request
+    finally:
+        if is_asked:  # it would outlive the run
             request_resources(bundles=[])
 
 
-def _wait(config: ClusterConfig, tell: Callable[[str], None]) -> None:
+def _wait(config: ClusterConfig, tell: Callable[[str], None], request: Callable[[], None]) -> None:
     until, told = time.monotonic() + config.wait_s, ""
     while True:
         found = cluster_resources()
         nodes, gpus = len(found.node_cpus), int(found.gpus)
         if nodes >= config.nodes and gpus >= config.gpus:
             return
+        request()
         has = f"{nodes} of {config.nodes} nodes and {gpus} of {config.gpus} GPUs are there"
         if time.monotonic() > until:
             raise PlacementError(
@@ -64,22 +79,24 @@ def wait_for_room(config: RunConfig, before: Placement, tell: Callable[[str], No
     """
     on_gpus = before.generate.gpus > 0 or before.verify.gpus > 0
     until, told = time.monotonic() + config.cluster.wait_s, ""
-    while True:
-        resources = cluster_resources()
-        why = "the GPUs that the stream ran on are gone"
-        if resources.gpus or not on_gpus:
-            try:
-                return place_stream(
-                    config.synthesis, resources if on_gpus else resources.without_gpus
-                )
-            except PlacementError as error:
-                why = str(error)
-        if time.monotonic() > until:
-            raise PlacementError(f"{why}; nothing came back within {config.cluster.wait_s:g} s")
-        if why != told:
-            tell(f"   waiting for nodes: {why}")
-        told = why
-        time.sleep(_TICK_S)
+    with _requests(max(config.cluster.gpus, 1) if on_gpus else 0) as request:
+        while True:
+            resources = cluster_resources()
+            why = "the GPUs that the stream ran on are gone"
+            if resources.gpus or not on_gpus:
+                try:
+                    return place_stream(
+                        config.synthesis, resources if on_gpus else resources.without_gpus
+                    )
+                except PlacementError as error:
+                    why = str(error)
+            request()
+            if time.monotonic() > until:
+                raise PlacementError(f"{why}; nothing came back within {config.cluster.wait_s:g} s")
+            if why != told:
+                tell(f"   waiting for nodes: {why}")
+            told = why
+            time.sleep(_TICK_S)
 
 
 def check_storage(directory: Path) -> None:

@@ -19,6 +19,7 @@ from sentisynth.runtime.placement import PoolPlacement, Resources
 if TYPE_CHECKING:
     from sentisynth.models.devices import DeviceFacts
 
+_PROMPT_S = 10.0  # for a process to start
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
 _LOCAL = {  # nobody reads the reports of a session without a dashboard
     "RAY_enable_metrics_collection": "0",
@@ -58,6 +59,12 @@ def connected() -> Iterator[None]:
         try:
             with _native_notes_hidden(), signals.kept(), _imports_as_here(empty):
                 ray.init(**options)
+        except ray.exceptions.AuthenticationError:
+            raise PlacementError(
+                f"the Ray at {without_secrets(os.environ.get('RAY_ADDRESS', 'this machine'))} asks "
+                f"for a token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH "
+                f"to what it was started with"
+            ) from None
         except (ConnectionError, ValueError, RuntimeError) as error:
             address = without_secrets(os.environ.get("RAY_ADDRESS", ""))
             reason = without_secrets(" ".join(str(error).split())[:200])
@@ -106,23 +113,52 @@ def cluster_resources() -> Resources:
     )
 
 
-def facts_of_an_actor(placed: PoolPlacement) -> "DeviceFacts":
-    """Of the device that an actor of this pool gets; asked there if it has a GPU, else here.
+def hide_gpus() -> None:
+    """Let this worker see no GPU where it was given none: Ray would let it see all of its node's,
+    unless RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO is set where the node was started.
+    """
+    if ray.is_initialized() and not ray.get_runtime_context().get_accelerator_ids()["GPU"]:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-    Raises PlacementError where the actor does not see the GPU that it is given.
+
+def facts_of_an_actor(
+    placed: PoolPlacement, longest_s: float, tell: Callable[[str], None]
+) -> "DeviceFacts":
+    """Of the device that an actor of this pool gets: asked there, unless it gets no GPU and this
+    machine is the whole cluster. Where it cannot start at once, `tell` is told.
+
+    Raises PlacementError where the actor does not see the GPU that it is given, or none could start
+    within `longest_s`.
     """
     import torch  # here: the stream's small processes import this module and start fast
 
     from sentisynth.models.devices import check_gpu, device_facts
 
-    def facts() -> "DeviceFacts":
-        check_gpu()
-        return device_facts()
+    needs_gpu = placed.gpus > 0
 
-    if not placed.gpus:
+    def facts() -> "DeviceFacts":
+        hide_gpus()
+        if needs_gpu:
+            check_gpu()
+        return device_facts(None if needs_gpu else torch.device("cpu"))
+
+    if not needs_gpu and len(cluster_resources().node_cpus) == 1:
         return device_facts(torch.device("cpu"))  # the driver may see a GPU that the actor does not
     ask = ray.remote(num_cpus=placed.cpus, num_gpus=placed.gpus, max_retries=1)(facts)
+    answer = ask.remote()
     try:
-        return ray.get(ask.remote())
+        if not ray.wait([answer], timeout=min(_PROMPT_S, longest_s))[0]:
+            tell(f"   waiting for {_told(placed)}, which others have")
+        return ray.get(answer, timeout=max(0.0, longest_s - _PROMPT_S))
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(answer, force=True)
+        raise PlacementError(
+            f"within {longest_s:g} s no actor got {_told(placed)}: others have them; wait until "
+            f"they have ended, or add nodes"
+        ) from None
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None
+
+
+def _told(placed: PoolPlacement) -> str:
+    return f"{placed.cpus:g} CPUs" + (f" and {placed.gpus:g} GPUs" if placed.gpus else "")

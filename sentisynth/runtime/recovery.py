@@ -2,6 +2,7 @@
 
 import secrets
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 from sentisynth.config.types import TrainConfig
 from sentisynth.data.storage import is_remote
-from sentisynth.errors import SentisynthError, TrainingError
+from sentisynth.errors import PlacementError, SentisynthError, TrainingError
 from sentisynth.runtime.placement import place_training, place_training_on_a_node
 from sentisynth.runtime.ray_cluster import cluster_resources
 from sentisynth.runtime.train import KeptGroup, Shape, kept_group
@@ -19,6 +20,7 @@ from sentisynth.training.engine import chosen_engine
 from sentisynth.training.loop import Report
 
 Job = Callable[[Report, str], None]
+_TICK_S = 2.0
 
 
 def run_training(
@@ -28,25 +30,24 @@ def run_training(
     on_report: Report,
     on_restart: Callable[[int, str], None],
     kept: KeptGroup | None = None,
+    *,
+    wait_s: float = 0.0,
+    on_wait: Callable[[str], None] = lambda _: None,
 ) -> None:
     """Run `job(report, attempt)` on every worker; what the first reports goes to `on_report`.
 
     The job keeps its checkpoints in `work`: a directory that all nodes share, or a URI, and then
     all workers are on one node. `attempt` names each start of them. Workers that die are started
-    again, and `on_restart(times, reason)` is told, until that has happened `config.max_restarts`
-    times in a row without a checkpoint between; a job's own error is raised at once. Ray Train's
-    own retries do not tell the two apart. Raises the SentisynthError of a worker as it is, and
-    TrainingError; what `on_report` raises is raised at the end, since a record that cannot be
-    written ends no training.
+    again on the cluster as it is then, and `on_restart(times, reason)` is told, until that has
+    happened `config.max_restarts` times in a row without a checkpoint between; nodes that are
+    missing then may come back within `wait_s`, and `on_wait(what)` is told. A job's own error is
+    raised at once. Ray Train's own retries do not tell the two apart. Raises the SentisynthError of
+    a worker as it is, PlacementError and TrainingError; what `on_report` raises is raised at the
+    end, since a record that cannot be written ends no training.
 
     Workers are taken from `kept`, and left there, where one process may run several jobs.
     """
-    on_one_node = is_remote(work)
-    place = place_training_on_a_node if on_one_node else place_training
-    placed = place(config, cluster_resources())
-    shape = Shape(
-        workers=config.workers, cpus=placed["CPU"], gpus=placed["GPU"], on_one_node=on_one_node
-    )
+    shape = _shape(config, on_one_node=is_remote(work))
     refused: list[Exception] = []
 
     def pass_on(entry: dict[str, Any]) -> None:
@@ -67,13 +68,42 @@ def run_training(
             times, step = times + 1, reached
             if deaths > config.max_restarts:
                 raise TrainingError(
-                    f"training workers died {deaths} times in a row at step {step} ({reason}); "
-                    f"the same command goes on from there, with less memory a step if you lower "
-                    f"train.micro_batch_size"
+                    f"training workers were lost {deaths} times in a row at step {step} "
+                    f"({reason}); the same command goes on from there, with less memory a step if "
+                    f"you lower train.micro_batch_size"
                 )
             on_restart(times, reason)
+            shape = _shape_again(config, is_remote(work), wait_s, on_wait)
     if refused:
         raise refused[0]
+
+
+def _shape(config: TrainConfig, *, on_one_node: bool) -> Shape:
+    """What the cluster has for the workers. Raises PlacementError."""
+    place = place_training_on_a_node if on_one_node else place_training
+    placed = place(config, cluster_resources())
+    return Shape(
+        workers=config.workers, cpus=placed["CPU"], gpus=placed["GPU"], on_one_node=on_one_node
+    )
+
+
+def _shape_again(
+    config: TrainConfig, on_one_node: bool, wait_s: float, on_wait: Callable[[str], None]
+) -> Shape:
+    """The same after a loss: nodes may come back. Raises PlacementError after `wait_s`."""
+    until, told = time.monotonic() + wait_s, ""
+    while True:
+        try:
+            return _shape(config, on_one_node=on_one_node)
+        except PlacementError as error:
+            if time.monotonic() > until:
+                raise PlacementError(
+                    f"{error}; nodes were lost, and none came back within {wait_s:g} s"
+                ) from None
+            if str(error) != told:
+                on_wait(str(error))
+            told = str(error)
+        time.sleep(_TICK_S)
 
 
 def _groups(

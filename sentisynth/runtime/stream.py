@@ -98,6 +98,7 @@ class UnitStream:
         self._reports: Any = ray.remote(Reports).options(**options).remote()
         self._sent: list[Bundle] = []
         self._failed: SentisynthError | None = None
+        self._is_running = False
 
         self._rows = self._through(pools, show_ray_progress)
         self._found: queue.SimpleQueue[pa.Table | Exception | None] = queue.SimpleQueue()
@@ -111,6 +112,7 @@ class UnitStream:
         context.target_max_block_size = 1  # so that the source gives each row away at once
         if any(pool.placed.gpus for pool in pools):  # generators take their GPUs first
             context.wait_for_min_actors_s = _LONGEST_LOADING_S
+        context.execution_no_progress_timeout_s = -1  # a unit may take an hour; see ClusterWatch
         context.enable_progress_bars = context.print_on_execution_start = show_ray_progress
         logging.getLogger("ray.data").setLevel(logging.INFO if show_ray_progress else logging.ERROR)
         with ray.data.DataContext.current(context):
@@ -180,9 +182,12 @@ class UnitStream:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # its tasks end in errors now
         self._mailbox.close.remote()
         executor: Any = getattr(self._rows, "_current_executor", None)  # what its end calls, too
+        loading = []
         if executor is not None:
             executor.shutdown(force=True)
-        for actor in (self._mailbox, self._reports):
+        else:  # it waits for all actors to start, some of which never will
+            loading = ray.get(self._reports.loading.remote())
+        for actor in (self._mailbox, self._reports, *loading):
             ray.kill(actor)
         self._reader.join(longest_s)
 
@@ -212,6 +217,9 @@ class UnitStream:
             if row is None:
                 return
             self._restarts_in_vain = 0
+            if not self._is_running:
+                self._is_running = True
+                self._reports.forget.remote()
             self._row = finished_units(row)  # `rest` has it if the stream is opened anew here
             if time.monotonic() - looked > _TICK_S:
                 looked = time.monotonic()

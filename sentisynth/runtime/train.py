@@ -29,11 +29,14 @@ from sentisynth.errors import SentisynthError, TrainingError
 from sentisynth.models.devices import check_gpu, memory_guarded
 from sentisynth.runtime.actors import Desk
 from sentisynth.runtime.leaving import leave_in_time
+from sentisynth.runtime.ray_cluster import hide_gpus
 
 Report = Callable[[dict[str, Any]], None]
 Job = Callable[[Report], None]
 _POLL_S = 0.25
 _LONGEST_END_S = 15
+_MOST_FAILED_STARTS = 2  # before the cluster is looked at again; Ray Train waits a minute in each
+_NO_ROOM = "WorkerGroupStartupTimeoutError"  # Ray Train's, which it does not export
 _PEER_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 _LESS_MEMORY = "lower train.micro_batch_size, or set train.gradient_checkpointing=true"
 
@@ -136,7 +139,9 @@ class WorkerGroup:
                     storage_path=str(self._storage),
                     name=secrets.token_hex(4),
                     failure_config=ray.train.FailureConfig(
-                        max_failures=0, max_preemption_failures=0
+                        max_failures=0,
+                        max_preemption_failures=0,
+                        controller_failure_limit=_MOST_FAILED_STARTS,
                     ),
                 ),
             ).fit()
@@ -149,6 +154,7 @@ class WorkerGroup:
 def _work(desk: Any, shape: Shape) -> None:
     """What a worker does."""
     leave_in_time()
+    hide_gpus()
     if shape.gpus:
         check_gpu()
     is_first = ray.train.get_context().get_world_rank() == 0
@@ -223,6 +229,8 @@ def _loss(error: BaseException) -> str:
         raise own from None
     is_preempted = isinstance(error, PreemptionError)
     reason = "a node was taken away" if is_preempted else _death(error)
+    if any(type(cause).__name__ == _NO_ROOM for cause in _causes(error)):
+        return "the cluster had no room for its workers"
     if not reason:
         raise error
     if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources

@@ -19,6 +19,7 @@ from sentisynth.errors import SentisynthError
 from sentisynth.models.devices import check_gpu
 from sentisynth.runtime.leaving import leave_in_time
 from sentisynth.runtime.placement import Resources
+from sentisynth.runtime.ray_cluster import hide_gpus
 from sentisynth.seeding import derive_seed
 from sentisynth.training.checkpoint import Progress
 from sentisynth.training.trials import Trial, TrialRunner
@@ -114,6 +115,7 @@ def _trainable(
     class StudentTrial(tune.Trainable):
         def setup(self, values: dict[str, Any]) -> None:
             leave_in_time()
+            hide_gpus()
             if has_gpu:
                 check_gpu()
             torch.set_num_threads(1)

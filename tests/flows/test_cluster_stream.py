@@ -1,5 +1,6 @@
 """The stream on a cluster that changes, with GPUs that do not exist: the work is a CPU's."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,11 @@ import pytest
 import ray
 
 from sentisynth.cli import main
+from sentisynth.runtime.placement import PoolPlacement
+from sentisynth.runtime.pools import StreamPool
+from sentisynth.runtime.stream import UnitStream
+from sentisynth.runtime.watch import NodesLostError
+from tests.flows.nodes import wait_for
 from tests.flows.test_submit import digests, trained
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -95,3 +101,42 @@ def test_a_cluster_that_grows_is_used(
     capsys.readouterr()
     assert made("grown") == calm
     assert "the cluster grew from 2 nodes" in capsys.readouterr().err
+
+
+def loads_for_ever() -> Any:
+    time.sleep(3600)
+
+
+@pytest.mark.parametrize("ends_by", [NodesLostError, KeyboardInterrupt])
+def test_a_stream_whose_models_load_ends_at_once(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch, ends_by: type[BaseException]
+) -> None:
+    """Ray Data waits half an hour for its actors, and gives nobody a handle meanwhile."""
+    from sentisynth.runtime import watch
+
+    monkeypatch.setattr(watch, "_SHORTEST_PATIENCE_S", 5.0)
+    cluster.add_node(num_cpus=2, num_gpus=1)
+    lost = cluster.add_node(num_cpus=2, num_gpus=1)
+    placed = PoolPlacement(min_actors=2, max_actors=2, cpus=0.1, gpus=1)
+    pools = [StreamPool(builds={"generate": loads_for_ever}, placed=placed)]
+    stream = UnitStream(pools, n_labels=1, size=8, done=set())
+
+    def loading() -> bool:
+        return len(ray.get(stream._reports.loading.remote())) == 2
+
+    def run_until_it_ends() -> None:
+        with stream:
+            stream.want([2])
+            wait_for(lambda: next(iter(stream)) or loading(), "both actors")
+            if ends_by is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            cluster.remove_node(lost)
+            for _ in stream:
+                pass
+
+    begun = time.monotonic()
+    with pytest.raises(ends_by):
+        run_until_it_ends()
+    assert time.monotonic() - begun < 90 and not stream._reader.is_alive()
+    n_gpus = 1.0 if ends_by is NodesLostError else 2.0
+    wait_for(lambda: ray.available_resources().get("GPU") == n_gpus, "the GPUs to be free", 30)

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from sentisynth.cli import main
-from sentisynth.config.load import load_config, parse_value
+from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig
+from sentisynth.config.yaml_text import parse_value
 from sentisynth.data.files import sha256_file
 from sentisynth.errors import ConfigError, QuotaError
 from sentisynth.evaluation.sweeps import points_of, verdict

@@ -15,15 +15,18 @@ from typing import cast
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 from sentisynth.cli import main
 from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.data.files import read_json
-from sentisynth.errors import ModelError, TrackingError, TrainingError
+from sentisynth.errors import ModelError, PlacementError, TrackingError, TrainingError
+from sentisynth.runtime import recovery
+from sentisynth.runtime.placement import Resources
 from sentisynth.runtime.recovery import _groups, run_training
-from sentisynth.runtime.train import KeptGroup, kept_group
+from sentisynth.runtime.train import KeptGroup, Shape, kept_group
 from sentisynth.training.jobs import teach
 from sentisynth.training.loop import Report
 from tests.conftest import reviews
@@ -170,11 +173,82 @@ def test_workers_that_keep_dying_end_the_training(tmp_path: Path, ray_session: N
         os.kill(os.getpid(), signal.SIGKILL)
 
     told: list[int] = []
-    with pytest.raises(TrainingError, match="died 2 times in a row at step 0"):
+    with pytest.raises(TrainingError, match="were lost 2 times in a row at step 0"):
         run_training(
             job, TrainConfig(max_restarts=1), tmp_path, print, lambda times, _: told.append(times)
         )
     assert told == [1]
+
+
+@pytest.mark.chaos
+def test_workers_that_find_no_room_end_the_training(
+    tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train alone would ask for ever, and say nothing."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "2")
+    placed = ray.util.placement_group([{"CPU": ray.cluster_resources()["CPU"]}])
+    ray.get(placed.ready())
+    try:
+        with pytest.raises(TrainingError, match=r"lost 1 times .* \(the cluster had no room"):
+            run_training(
+                partial(tells, path=tmp_path), TrainConfig(max_restarts=0), tmp_path, print, print
+            )
+    finally:
+        ray.util.remove_placement_group(placed)
+    assert not (tmp_path / "finished").exists()
+
+
+def cluster_of(monkeypatch: pytest.MonkeyPatch, *cpus: tuple[float, ...]) -> None:
+    """Nodes with these CPUs at each look, and at the end those of the last."""
+    left = list(cpus)
+
+    def look() -> Resources:
+        nodes = left.pop(0) if len(left) > 1 else left[0]
+        return Resources(node_cpus=nodes, node_gpus=(0.0,) * len(nodes))
+
+    monkeypatch.setattr(recovery, "cluster_resources", look)
+    monkeypatch.setattr(recovery, "_TICK_S", 0.0)
+
+
+def lost_once(shapes: list[Shape]) -> KeptGroup:
+    """Workers that are lost in the first job alone."""
+
+    def run(shape: Shape, *_: object) -> str | None:
+        shapes.append(shape)
+        return "a node was lost" if len(shapes) == 1 else None
+
+    return cast(KeptGroup, SimpleNamespace(run=run))
+
+
+def test_after_a_loss_the_training_goes_on_with_what_the_nodes_have_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_of(monkeypatch, (16.0, 8.0), (), (), (8.0,))
+    shapes: list[Shape] = []
+    told: list[str] = []
+    config = TrainConfig()
+    run_training(
+        lambda *_: None,
+        config,
+        tmp_path,
+        print,
+        print,
+        lost_once(shapes),
+        wait_s=60,
+        on_wait=told.append,
+    )
+    assert [shape.cpus for shape in shapes] == [16, 8]
+    assert len(told) == 1 and "has no CPU" in told[0]
+
+
+def test_a_training_whose_nodes_do_not_come_back_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_of(monkeypatch, (16.0,), ())
+    with pytest.raises(PlacementError, match=r"and none came back within 0\.01 s"):
+        run_training(
+            lambda *_: None, TrainConfig(), tmp_path, print, print, lost_once([]), wait_s=0.01
+        )
 
 
 def tells(report: Report, _: str, path: Path) -> None:
@@ -296,4 +370,4 @@ def test_a_worker_that_dies_as_it_starts_is_a_sentence(tmp_path: Path) -> None:
     """In a session of its own, since Ray Train keeps the resources of such a worker."""
     command = [sys.executable, "-c", AT_THE_START, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    assert "died as it started" in done.stdout or "died 1 times in a row" in done.stdout
+    assert "died as it started" in done.stdout or "were lost 1 times in a row" in done.stdout
