@@ -69,7 +69,8 @@ class SynthesisConfig(Config):
     a text that its tokenizer refuses) before the run ends; up to that they are counted and kept."""
     unit_size: Annotated[int, Field(ge=0, le=65536)] = 0
     """Candidates of a unit: one batch, one file. 0 takes what fits an actor's memory: up to 256 on
-    a CPU, up to 4096 on a GPU; the pool remembers what it was."""
+    a CPU, up to 4096 on a GPU, and fewer where each prompt of a class is to have a unit; the pool
+    remembers what it was."""
     engine: Literal["auto", "batch", "transformers", "vllm"] = "auto"
     """`batch` is ours, for GPT-2 models; `transformers` runs any causal language model; auto takes
     ours where it runs the model; `vllm` runs any on a GPU, if it is installed."""

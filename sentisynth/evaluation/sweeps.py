@@ -84,12 +84,12 @@ def to_csv(
     dims: Sequence[str],
     diversity: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """A line a trial; a failed one with its reason."""
+    """A line a trial; a failed one with its reason. `cut` is 1 for one that was stopped early."""
     figures = ("macro_f1", "accuracy", "validation_loss", "step", "train_loss")
     measures = ("distinct_1", "distinct_2", "soft_label_entropy")
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["trial", *dims, "seed", *figures, "seconds", *measures, "error"])
+    writer.writerow(["trial", *dims, "seed", *figures, "seconds", *measures, "cut", "error"])
     for name, result in sorted(results.items()):
         trial, best = result["trial"], result["best"] or {}
         point = [trial[d] if d in trial else trial["settings"].get(d) for d in dims]
@@ -100,6 +100,7 @@ def to_csv(
                 *(best.get(f, "") for f in figures),
                 result["seconds"],
                 *(measured.get(m, "") for m in measures),
+                int(result["cut"]),
                 result["error"],
             ]
         )

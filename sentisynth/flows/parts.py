@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from sentisynth.config.types import RunConfig
 from sentisynth.errors import RunDirectoryError
 from sentisynth.flows.session import Session
 from sentisynth.flows.training import control_tokens
@@ -15,7 +16,7 @@ from sentisynth.seeding import fingerprint
 _CODE_VERSION = 7  # raise it when the same plan would give other bytes
 _OF_PRECISION = {"fp16": 2, "int8": 1}  # the same of one synthesis.precision alone
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
-_MOST_ON_GPU, _MOST_ON_CPU = 4096, 256
+_MOST_ON_GPU, _MOST_ON_CPU, _LEAST = 4096, 256, 8
 
 
 def plan_parts(session: Session) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def _unit_size(session: Session) -> int:
         half = 2 if _precisions(session, session.devices)[0] in ("bf16", "fp16") else 4
         # the batch engine has embeddings of tokens once more, laid out for its products
         sizes = {"weight": half + (_engine(session) == "batch"), "number": half}
-        return rows_that_fit(generator, config, memory, _MOST_ON_GPU, **sizes)
+        return rows_that_fit(generator, config, memory, _most(config, _MOST_ON_GPU), **sizes)
     share = device.memory / min(placed.max_actors, os.cpu_count() or 1)
     memory = int(_SHARE_OF_RAM * share)
     # the batch engine has weights in fp32 beside those in fp16, and embeddings beside those in int8
@@ -102,7 +103,17 @@ def _unit_size(session: Session) -> int:
         if _engine(session) == "batch"
         else 4
     )
-    return rows_that_fit(generator, config, memory, _MOST_ON_CPU, weight=weight)
+    return rows_that_fit(generator, config, memory, _most(config, _MOST_ON_CPU), weight=weight)
+
+
+def _most(config: RunConfig, most: int) -> int:
+    """So few candidates that each prompt of a class gets a unit before the quota may be full: units
+    take turns among prompts, and a large GPU would make a class of one.
+    """
+    n_prompts = max(len(config.prompts(label)) for label in range(len(config.data.labels)))
+    while n_prompts > 1 and most > _LEAST and most * n_prompts > config.synthesis.n_per_class:
+        most //= 2
+    return most
 
 
 def refuse_other_machines(session: Session, parts: dict[str, Any]) -> None:

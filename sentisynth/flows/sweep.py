@@ -153,7 +153,11 @@ def _steps(session: Session, plan: SweepPlan) -> int:
 def _those_of(
     plan: SweepPlan, base: Trial, trials: Sequence[Trial], results: dict[str, dict[str, Any]]
 ) -> dict[str, dict[str, Any]]:
-    """Results of this sweep's points, whatever else was tried in the directory."""
+    """Results of this sweep's points, whatever else was tried in the directory; trainings that an
+    earlier sweep cut short are none where none is to be cut.
+    """
+    if plan.stopping == "none":
+        results = {name: result for name, result in results.items() if not result["cut"]}
     if plan.search == "grid":
         names = {trial.name for trial in trials}
         return {name: result for name, result in results.items() if name in names}
@@ -212,6 +216,8 @@ def _conclude(
         "dims": dims,
         "seeds": list(plan.seeds),
         "points": points,
+        "cut": sum(result["cut"] for result in results.values()),
+        "trainings": len(results),
         "best": best,
         "test": tested,
         "verdict": sentence,

@@ -8,9 +8,10 @@ from typing import Any
 from sentisynth.data.files import sha256_file, write_json
 from sentisynth.errors import TrackingError
 from sentisynth.runtime.tracking import PARENT, StageLog, Tracker, store
-from sentisynth.training.trials import Trial
+from sentisynth.training.trials import Trial, read_result
 
 _FINISHED = "FINISHED"
+_CUT = "cut"
 _OF_STEPS = ("step", "total_steps")
 
 
@@ -37,16 +38,23 @@ class SweepLog:
             runs = self._client.search_runs(
                 [tracker.experiment], f"tags.`{PARENT}` = '{self.run_id}'", max_results=50000
             )
-            self._logged = {run.data.tags["trial"] for run in runs if run.info.status == _FINISHED}
+            self._logged = {
+                (run.data.tags["trial"], _CUT in run.data.tags)
+                for run in runs
+                if run.info.status == _FINISHED
+            }
             for run in runs:
                 if run.info.status != _FINISHED:  # cut off in the writing
                     self._client.delete_run(run.info.run_id)
 
     def record(self, path: Path) -> None:
         """Log a concluded trial from its file, unless that was done."""
-        if path.stem in self._logged or not path.is_file():
+        if not path.is_file():
             return
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_result(path)
+        what = (path.stem, result["cut"])  # one that was cut may be trained to its end later
+        if what in self._logged:
+            return
         trial = Trial(**result["trial"])
         values = {**result["trial"], **trial.settings}
         name = ", ".join(f"{d.rsplit('.', 1)[-1]}={values.get(d)}" for d in (*self._dims, "seed"))
@@ -60,8 +68,10 @@ class SweepLog:
         log.metrics({"best": result["best"] or {}, "seconds": result["seconds"]})
         if result["error"]:
             log.tag("error", result["error"])
+        if result["cut"]:
+            log.tag(_CUT, "true")
         log.end(_FINISHED)
-        self._logged.add(path.stem)
+        self._logged.add(what)
 
     def conclude(self, summary: dict[str, Any], out: Path, register: str) -> None:
         """The best setting, its figures, what was written of the sweep; and the best student as a

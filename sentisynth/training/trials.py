@@ -162,7 +162,9 @@ class TrialRunner:
 def result_of(
     trial: Trial, progress: Progress, error: str = "", stopped: bool = False
 ) -> dict[str, Any]:
-    """What a trial's file says."""
+    """What a trial's file says; `cut` if a scheduler ended the training before its last step, so
+    that its figures are not those that it would have had.
+    """
     best = [e for e in progress.evaluations if e["step"] == progress.best_step]
     return {
         "trial": dataclasses.asdict(trial),
@@ -170,11 +172,17 @@ def result_of(
         "evaluations": progress.evaluations,
         "steps": progress.step,
         "seconds": progress.seconds,
-        "stopped": stopped,
+        "cut": stopped and progress.step < trial.steps,
         "error": error,
     }
 
 
 def read_results(trials: Path) -> dict[str, dict[str, Any]]:
     """What is concluded, by the name of the trial."""
-    return {path.stem: read_json(path) for path in sorted(trials.glob("*.json"))}
+    return {path.stem: read_result(path) for path in sorted(trials.glob("*.json"))}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A trial's file; earlier ones say `stopped` of one that was cut."""
+    result = read_json(path)
+    return {"cut": bool(result.get("stopped")), **result}

@@ -134,6 +134,18 @@ def test_a_long_prompt_and_a_wide_cache_make_smaller_units() -> None:
     assert short["unit_size"] == 2 * long["unit_size"]
 
 
+@pytest.mark.parametrize(
+    ("n_prompts", "quota", "wanted"),
+    [(1, 2000, 4096), (2, 2000, 512), (50, 10000, 128), (50, 40, 8), (2, 9000, 4096)],
+)
+def test_every_prompt_has_a_unit(n_prompts: int, quota: int, wanted: int) -> None:
+    texts = ", ".join(f"prompt {i}" for i in range(n_prompts))
+    prompts = f"generator.prompts={{negative: [{texts}], positive: ['']}}"
+    overrides = ["synthesis.unit_size=0", f"synthesis.n_per_class={quota}", prompts]
+    parts = plan_parts(session(overrides, "cuda", 2**37))
+    assert parts["synthesis"]["unit_size"] == wanted
+
+
 def test_units_are_not_made_on_other_machines() -> None:
     here = session([], "cpu", 2**34)
     same = {"synthesis": {"devices": ["cpu", "cpu"], "precision": ["fp32", "fp32"]}}

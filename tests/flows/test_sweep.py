@@ -1,6 +1,7 @@
 """Sweeps: many students from one pool, each trained once, whatever is interrupted."""
 
 import csv
+import io
 import json
 import shutil
 import subprocess
@@ -17,13 +18,15 @@ from sentisynth.cli import main
 from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig
 from sentisynth.config.yaml_text import parse_value
-from sentisynth.data.files import sha256_file
+from sentisynth.data.files import sha256_file, write_json
 from sentisynth.errors import ConfigError, QuotaError
-from sentisynth.evaluation.sweeps import points_of, verdict
+from sentisynth.evaluation.sweeps import points_of, to_csv, verdict
 from sentisynth.flows import sweep_rows
+from sentisynth.flows.sweep import _those_of
 from sentisynth.flows.sweep_plan import plan_sweep
 from sentisynth.models.loading import model_digest
-from sentisynth.training.trials import Trial
+from sentisynth.training.checkpoint import Progress
+from sentisynth.training.trials import Trial, read_results, result_of
 
 CHOICES: dict[str, Any] = {"seeds": [1], "search": "grid", "samples": 4, "stopping": "none"}
 
@@ -225,13 +228,30 @@ def test_a_run_without_a_pool_is_a_sentence(
     assert "run `sentisynth teacher …` first" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("stopping", "wanted"), [("none", ["whole"]), ("asha", ["cut", "whole"])])
+def test_trainings_that_were_cut_count_where_some_may_be_cut(
+    stopping: str, wanted: list[str], tmp_path: Path
+) -> None:
+    trials = [Trial(**result(0.1, seed, 0.5)["trial"]) for seed in (1, 2)]
+    for trial, steps in zip(trials, (2, 8), strict=True):
+        progress = Progress(step=steps, best_step=steps, evaluations=[{"step": steps}])
+        found = result_of(trial, progress, stopped=True)
+        write_json(tmp_path / f"{trial.name}.json", found)
+    plan: Any = SimpleNamespace(search="grid", stopping=stopping)
+    counted = _those_of(plan, trials[0], trials, read_results(tmp_path))
+    names = {trial.name: name for trial, name in zip(trials, ("cut", "whole"), strict=True)}
+    assert sorted(names[name] for name in counted) == wanted
+    table = to_csv(read_results(tmp_path), ["alpha"], {})
+    assert sorted(row["cut"] for row in csv.DictReader(io.StringIO(table))) == ["0", "1"]
+
+
 def result(alpha: float, seed: int, f1: float | None) -> dict[str, Any]:
     trial = Trial(
         alpha=alpha, beta=0.3, tau=0.9, temperature=2.0, n_per_class=9, seed=seed, steps=8
     )
     values = {k: getattr(trial, k) for k in Trial.__dataclass_fields__}
     best = None if f1 is None else {"macro_f1": f1}
-    return {"trial": values, "best": best, "error": "" if best else "it failed"}
+    return {"trial": values, "best": best, "cut": False, "error": "" if best else "it failed"}
 
 
 def test_points_have_their_spread_and_the_verdict_their_lead() -> None:
