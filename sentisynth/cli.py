@@ -44,6 +44,8 @@ _SWEEP_OPTIONS: dict[str, Any] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     arguments = parse(argv)
+    with suppress(AttributeError):  # not every stream that stands in for one
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -186,7 +188,8 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from sentisynth.flows.sweep_plan import plan_sweep, refuse_store
 
     chosen = dict(_SWEEP_OPTIONS)
-    chosen |= {o.partition("=")[0]: parse_value(o.partition("=")[2]) for o in options}
+    for name, _, text in (option.partition("=") for option in options):
+        chosen[name] = text if name == "register" else parse_value(text)
     plan = plan_sweep(
         arguments.kind,
         config,

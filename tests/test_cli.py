@@ -194,6 +194,16 @@ def test_a_uri_of_no_known_kind_is_refused(capsys: pytest.CaptureFixture[str]) -
     assert "needs its fsspec package" in told
 
 
+def test_a_terminal_that_lacks_some_letters_is_written_to() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "sentisynth.cli", "keys", "quickstart", "distil"],
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=True,
+    )
+    assert b"\\u03b1" in done.stdout
+
+
 def test_a_store_that_cannot_be_used_is_named(
     tmp_path: Path, ray_session: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -485,6 +485,8 @@ def test_names_of_a_stranger_are_text_in_the_pages(tmp_path: Path) -> None:
         "dims": ["student.model"],
         "seeds": [1, 2],
         "points": points,
+        "cut": 0,
+        "trainings": 2,
         "best": points[0],
         "test": [{"trial": "x", "seed": 1, "test_macro_f1": 0.5}],
         "verdict": verdict(points[0], points, ["student.model"]),

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.config.references import make_absolute
 from sentisynth.config.types import NamedConfig, RunConfig
 from sentisynth.config.yaml_text import parse_value, read_mapping
 from sentisynth.errors import ConfigError
@@ -23,16 +24,6 @@ _RECIPES: dict[type[NamedConfig], Any] = {
     PretrainConfig: resources.files("sentisynth.config") / "recipes" / "pretrain",
 }
 AnyConfig = TypeVar("AnyConfig", bound=NamedConfig)
-_REFERENCES = {
-    "data": ("source", "validation", "test"),
-    "teacher": ("model",),
-    "generator": ("model",),
-    "student": ("model",),
-    "text": ("source",),
-    "tokenizer": ("model",),
-    "masked": ("judge",),
-    "start": ("model",),
-}
 _NOTES = ("fingerprint", "versions")  # what config.yaml of a run says beside the configuration
 _DEEPEST, _MOST_VALUES, _MOST_WORDS = 32, 100_000, 600
 _TYPE_WORDS = {
@@ -72,7 +63,7 @@ def _load(kind: type[AnyConfig], recipe: str, overrides: list[str] | tuple[str, 
     _refuse_places(recipe, values)
     for override in overrides:
         _apply(values, override, kind)
-    _make_absolute(values)
+    make_absolute(values)
     _read_deepspeed(values)
     return _parse(kind, values)
 
@@ -216,20 +207,6 @@ def _apply(values: dict[str, Any], override: str, kind: type[NamedConfig]) -> No
             raise ConfigError(_unknown_key(key, kind))
         values = child
     values[last] = value
-
-
-def _make_absolute(values: dict[str, Any]) -> None:
-    """References to what is here become absolute paths: workers may run in another directory."""
-    for section, keys in _REFERENCES.items():
-        part = values.get(section)
-        for key in keys:
-            reference = part.get(key) if isinstance(part, dict) else None
-            if not isinstance(reference, str):
-                continue
-            path = os.path.expanduser(reference)  # as it is where there is no such user
-            if os.path.exists(path):
-                assert isinstance(part, dict)
-                part[key] = str(Path(path).resolve())
 
 
 def _read_deepspeed(values: dict[str, Any]) -> None:

@@ -90,6 +90,11 @@ def split_synthetic(synthetic: pa.Table, seed: int) -> dict[str, pa.Table]:
     }
 
 
+def learned_from(n_per_class: int) -> int:
+    """Synthetic rows of a class in the first of the parts of `split_synthetic`."""
+    return n_per_class - 2 * round(HELD_OUT * n_per_class)
+
+
 def _dataset_rows(
     texts: pa.ChunkedArray,
     labels: pa.ChunkedArray,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from sentisynth.config.outside import holds_secret
+from sentisynth.config.outside import holds_secret, without_secrets
 from sentisynth.errors import RunDirectoryError, SentisynthError
 
 STAMP = "stage.json"
@@ -32,19 +32,24 @@ def location(text: str) -> Path:
     """A local path, or the path of a URI, which behaves like one. Raises RunDirectoryError."""
     if "://" not in text:
         return Path(text)
+    from fsspec import get_filesystem_class  # type: ignore[import-untyped]
     from upath import UPath
 
-    scheme = text.split("://", 1)[0]
+    scheme, _, place = text.partition("://")
     refuse_secret(text)
+    if not place.strip("/"):
+        raise RunDirectoryError(f"{text} names no place in its store; write {scheme}://BUCKET/NAME")
     try:
-        path = UPath(text.rstrip("/"), use_listings_cache=False)  # other processes write there too
-        path.fs  # noqa: B018  imports the package
-        return cast(Path, path)
+        get_filesystem_class(scheme)
     except (ImportError, ValueError):
         raise RunDirectoryError(
             f"{text} cannot be used: {scheme}:// needs its fsspec package"
             + (f"; `pip install {_PACKAGES[scheme]}`" if scheme in _PACKAGES else "")
         ) from None
+    with answering(without_secrets(text)):
+        path = UPath(text.rstrip("/"), use_listings_cache=False)  # other processes write there too
+        path.fs  # noqa: B018  made here, with what the environment says of it
+        return cast(Path, path)
 
 
 def refuse_secret(text: str) -> None:

@@ -35,8 +35,9 @@ def bootstrap(
     labels_N: np.ndarray, predicted_N: np.ndarray, n_classes: int, seed: int
 ) -> dict[str, float]:
     """Macro-F1 with a 95 % interval over the choice of rows; see `paired_bootstrap`."""
+    there_K = np.bincount(labels_N, minlength=n_classes) > 0
     values = [
-        macro_f1(labels_N[rows], predicted_N[rows], n_classes)
+        _macro_f1(labels_N[rows], predicted_N[rows], there_K)
         for rows in _resamples(len(labels_N), seed)
     ]
     return _interval(macro_f1(labels_N, predicted_N, n_classes), values)
@@ -49,15 +50,24 @@ def paired_bootstrap(
 
     The interval is the percentile bootstrap over rows (Efron and Tibshirani, "An introduction to
     the bootstrap", chapter 13), 2,000 resamples. It covers the choice of test rows, not of seeds.
+    A class of few rows that is in none of a resample's is left out of its mean: that it was not
+    drawn says nothing of the predictions.
     """
-
-    def difference(labels: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:
-        return macro_f1(labels, b, n_classes) - macro_f1(labels, a, n_classes)
-
+    there_K = np.bincount(labels_N, minlength=n_classes) > 0
     values = [
-        difference(labels_N[rows], a_N[rows], b_N[rows]) for rows in _resamples(len(labels_N), seed)
+        _macro_f1(labels_N[rows], b_N[rows], there_K)
+        - _macro_f1(labels_N[rows], a_N[rows], there_K)
+        for rows in _resamples(len(labels_N), seed)
     ]
-    return _interval(difference(labels_N, a_N, b_N), values)
+    difference = macro_f1(labels_N, b_N, n_classes) - macro_f1(labels_N, a_N, n_classes)
+    return _interval(difference, values)
+
+
+def _macro_f1(labels_N: np.ndarray, predicted_N: np.ndarray, there_K: np.ndarray) -> float:
+    """Macro-F1 of a resample, of rows that have the classes `there_K`."""
+    confusion_KK = confusion(labels_N, predicted_N, len(there_K))
+    is_drawn_K = confusion_KK.any(axis=1) | ~there_K
+    return float(f1_by_class(confusion_KK)[is_drawn_K].mean())
 
 
 def _resamples(n_rows: int, seed: int) -> Iterator[np.ndarray]:

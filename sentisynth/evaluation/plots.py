@@ -15,7 +15,6 @@ import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from sentisynth import schema
@@ -34,32 +33,32 @@ COLOURS = {
     "purple": ("#9a4f84", "#d795c3"),
     "slate": ("#77828f", "#8f9aa7"),
 }
-_LIGHT = {name: light for name, (light, _) in COLOURS.items()}
+LIGHT = {name: light for name, (light, _) in COLOURS.items()}
 _SERIES = ("slate", "vermillion", "green", "blue", "purple", "sky")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _MOST_MARKERS = 40
 _WIDTH = 5.0  # inches; 360 units of the view box
 
-_STYLE: dict[str, Any] = {
+STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a "$" in the name of a class is a dollar
     "font.size": 10.5,
-    "axes.edgecolor": _LIGHT["rule"],
-    "axes.labelcolor": _LIGHT["muted"],
+    "axes.edgecolor": LIGHT["rule"],
+    "axes.labelcolor": LIGHT["muted"],
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
-    "grid.color": _LIGHT["rule"],
+    "grid.color": LIGHT["rule"],
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "legend.labelcolor": _LIGHT["ink"],
+    "legend.labelcolor": LIGHT["ink"],
     "lines.linewidth": 1.8,
     "lines.markersize": 5,
-    "text.color": _LIGHT["ink"],
-    "xtick.color": _LIGHT["rule"],
-    "ytick.color": _LIGHT["rule"],
-    "xtick.labelcolor": _LIGHT["muted"],
-    "ytick.labelcolor": _LIGHT["muted"],
+    "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["rule"],
+    "ytick.color": LIGHT["rule"],
+    "xtick.labelcolor": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["muted"],
 }
 _IDS = re.compile(r' id="[A-Za-z][\w.]*_\d+"')  # of groups; nothing refers to them
 _FONTS = re.compile(r"font-family: 'DejaVu Sans',[^;\"]*; ")
@@ -73,22 +72,22 @@ class Plot:
     alt: str
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def arm_bars(arms: Sequence[Mapping[str, Any]]) -> Plot:
     """Macro-F1 on the test rows, a bar an arm."""
-    axes = _axes(0.55 + 0.47 * len(arms))
+    axes = new_axes(0.55 + 0.47 * len(arms))
     for i, arm in enumerate(arms):
         value = arm["test"]["macro_f1"]
         _bar_title(axes, i, arm["title"], f"{value:.3f}")
-        axes.barh(i, 1.0, height=0.34, color=_LIGHT["rule"], alpha=0.5)
-        axes.barh(i, value, height=0.34, color=_colour(i))
+        axes.barh(i, 1.0, height=0.34, color=LIGHT["rule"], alpha=0.5)
+        axes.barh(i, value, height=0.34, color=series_colour(i))
     _finish_bars(axes, len(arms))
     axes.set_xlabel("macro-F1 on test rows")
     told = ", ".join(f"{arm['title']} {arm['test']['macro_f1']:.3f}" for arm in arms)
-    return _plot("arms", axes, f"Bars of macro-F1 on the test rows: {told}.")
+    return finished("arms", axes, f"Bars of macro-F1 on the test rows: {told}.")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def learning_curves(
     histories: Mapping[str, Sequence[Mapping[str, float]]], best_steps: Mapping[str, int]
 ) -> Plot:
@@ -96,29 +95,29 @@ def learning_curves(
     whose weights were kept, which another figure than macro-F1 may have chosen.
     """
     told = []
-    axes = _axes(2.9 + 0.21 * len(histories))
+    axes = new_axes(2.9 + 0.21 * len(histories))
     for i, (title, entries) in enumerate(histories.items()):
         _line(axes, i, entries, "macro_f1", _short(title))
         for entry in entries:
             if entry["step"] == best_steps[title]:
-                _ring(axes, entry["step"], entry["macro_f1"], _colour(i))
+                _ring(axes, entry["step"], entry["macro_f1"], series_colour(i))
                 told.append(f"{title}: kept {entry['macro_f1']:.3f} at step {entry['step']}")
     axes.set_xlim(left=0)
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("macro-F1 on validation rows")
     axes.figure.legend(loc="outside upper left", handlelength=2.4)
     alt = f"Lines of macro-F1 on the validation rows over steps. {'; '.join(told)}."
-    return _plot("curves", axes, alt)
+    return finished("curves", axes, alt)
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def perplexity_curve(entries: Sequence[Mapping[str, float]], best_step: int) -> Plot:
     """Perplexity of the generator on the validation rows over optimiser steps."""
-    axes = _axes(2.9)
+    axes = new_axes(2.9)
     _line(axes, 3, entries, "perplexity", "perplexity")
     for entry in entries:
         if entry["step"] == best_step:
-            _ring(axes, best_step, entry["perplexity"], _colour(3))
+            _ring(axes, best_step, entry["perplexity"], series_colour(3))
     values = [entry["perplexity"] for entry in entries]
     axes.update_datalim([(0, 0.85 * min(values)), (0, max(values))])  # noise shall look small
     axes.autoscale_view()
@@ -126,10 +125,10 @@ def perplexity_curve(entries: Sequence[Mapping[str, float]], best_step: int) -> 
     axes.set_xlabel("optimiser steps")
     axes.set_ylabel("perplexity on validation rows")
     told = ", ".join(f"{entry['perplexity']:.1f} at step {entry['step']}" for entry in entries[-8:])
-    return _plot("perplexity", axes, f"A line of the generator's perplexity over steps: {told}.")
+    return finished("perplexity", axes, f"A line of the generator's perplexity over steps: {told}.")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def verdict_bars(ledger: Mapping[str, Mapping[str, Any]]) -> Plot:
     """Shares of a class's candidates by verdict, a stacked bar a class."""
     verdicts = {
@@ -139,11 +138,11 @@ def verdict_bars(ledger: Mapping[str, Mapping[str, Any]]) -> Plot:
         "screened out": ("slate", [sum(e["screened"].values()) for e in ledger.values()]),
     }
     generated = np.array([max(1, entry["generated"]) for entry in ledger.values()])
-    axes = _axes(0.95 + 0.47 * len(ledger))
+    axes = new_axes(0.95 + 0.47 * len(ledger))
     left = np.zeros(len(ledger))
     for title, (colour, counts) in verdicts.items():
         share = np.array(counts) / generated
-        style = {"color": _LIGHT[colour], "edgecolor": _LIGHT["surface"], "linewidth": 0.8}
+        style = {"color": LIGHT[colour], "edgecolor": LIGHT["surface"], "linewidth": 0.8}
         axes.barh(range(len(ledger)), share, left=left, height=0.34, label=title, **style)
         left += share
     for i, (name, n) in enumerate(zip(ledger, generated, strict=True)):
@@ -153,25 +152,25 @@ def verdict_bars(ledger: Mapping[str, Mapping[str, Any]]) -> Plot:
     axes.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=1.2)
     shares = verdicts["accepted"][1] / generated
     told = ", ".join(f"{name} {s:.0%}" for name, s in zip(ledger, shares, strict=True))
-    return _plot("verdicts", axes, f"Stacked bars of verdicts by class. Accepted: {told}.")
+    return finished("verdicts", axes, f"Stacked bars of verdicts by class. Accepted: {told}.")
 
 
-@matplotlib.rc_context(_STYLE)
+@matplotlib.rc_context(STYLE)
 def confidence_histogram(
     right: Sequence[float], wrong: Sequence[float], tau: float, n_classes: int
 ) -> Plot:
     """The teacher's highest probability (T = 1), by whether it named the intended class."""
-    axes = _axes(3.25)
+    axes = new_axes(3.25)
     axes.hist(
         [right, wrong],
         bins=np.linspace(1 / n_classes, 1, 26).tolist(),
         stacked=True,
-        color=[_LIGHT["blue"], _LIGHT["vermillion"]],
+        color=[LIGHT["blue"], LIGHT["vermillion"]],
         label=["names the intended class", "names another class"],
-        edgecolor=_LIGHT["surface"],
+        edgecolor=LIGHT["surface"],
         linewidth=0.6,
     )
-    axes.axvline(tau, color=_LIGHT["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
+    axes.axvline(tau, color=LIGHT["ink"], linewidth=1.2, linestyle=(0, (4, 3)))
     axes.margins(y=0.14)
     left = tau > (1 + 1 / n_classes) / 2
     axes.annotate(
@@ -188,7 +187,7 @@ def confidence_histogram(
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes.figure.legend(loc="outside upper left", ncols=2, columnspacing=1.2, handlelength=1.2)
     n_sure = [sum(p >= tau for p in part) for part in (right, wrong)]
-    return _plot(
+    return finished(
         "confidence",
         axes,
         f"Histogram of the teacher's highest probability for {len(right) + len(wrong):,} scored "
@@ -197,66 +196,8 @@ def confidence_histogram(
     )
 
 
-@matplotlib.rc_context(_STYLE)
-def heat_map(points: Sequence[Mapping[str, Any]], x: str, y: str, labels: Sequence[str]) -> Plot:
-    """Mean macro-F1 of each point of a grid over two dimensions; the best is framed."""
-    columns = sorted({p["point"][x] for p in points})
-    rows = sorted({p["point"][y] for p in points})
-    low, high = min(p["mean"] for p in points), max(p["mean"] for p in points)
-    axes = _axes(1.1 + 0.38 * len(rows))
-    axes.grid(visible=False)
-    size = 9.0 if len(columns) < 8 else 7.0
-    for p in points:
-        i, j = columns.index(p["point"][x]), rows.index(p["point"][y])
-        share = (p["mean"] - low) / (high - low) if high > low else 0.0
-        is_best = p["mean"] == high
-        cell = Rectangle(
-            (i - 0.5, j - 0.5), 1, 1, facecolor=_LIGHT["blue"], alpha=0.08 + 0.5 * share
-        )
-        axes.add_patch(cell)
-        if is_best:
-            frame = Rectangle((i - 0.46, j - 0.46), 0.92, 0.92, fill=False, edgecolor=_LIGHT["ink"])
-            axes.add_patch(frame)
-        axes.text(i, j, f"{p['mean']:.3f}", ha="center", va="center", fontsize=size)
-    axes.set(xlim=(-0.5, len(columns) - 0.5), ylim=(-0.5, len(rows) - 0.5))
-    axes.set_xticks(range(len(columns)), [f"{c:g}" for c in columns])
-    axes.set_yticks(range(len(rows)), [f"{r:g}" for r in rows])
-    axes.set(xlabel=labels[0], ylabel=labels[1])
-    best = max(points, key=lambda p: p["mean"])
-    told = f"{labels[0]} {best['point'][x]:g}, {labels[1]} {best['point'][y]:g}"
-    return _plot(
-        "heat", axes, f"Map of macro-F1 on the validation rows; best {high:.3f} at {told}."
-    )
-
-
-@matplotlib.rc_context(_STYLE)
-def spread_curve(
-    points: Sequence[Mapping[str, Any]], dim: str, label: str, title: str, of: str = ""
-) -> Plot:
-    """A line over one dimension: the mean, a band of one standard deviation and bars of the 95 %
-    interval over the seeds; or `of`, a measure of the selected rows.
-    """
-    axes = _axes(2.9)
-    xs = [p["point"][dim] for p in points]
-    means = [p["diversity"][of] if of else p["mean"] for p in points]
-    colour = _colour(1 if of else 3)
-    if not of:
-        deviations = np.array([p["std"] or 0.0 for p in points])
-        middle = np.array(means)
-        axes.fill_between(
-            xs, middle - deviations, middle + deviations, color=colour, alpha=0.15, linewidth=0
-        )
-        lows = [p["mean"] if p["low"] is None else p["low"] for p in points]
-        highs = [p["mean"] if p["high"] is None else p["high"] for p in points]
-        axes.vlines(xs, lows, highs, color=colour)
-    axes.plot(xs, means, color=colour, marker="o")
-    axes.set(xlabel=label, ylabel=title)
-    told = ", ".join(f"{x:g}: {m:.3f}" for x, m in zip(xs, means, strict=True))
-    return _plot(f"curve-{of or 'f1'}", axes, f"Line of {title} over {label}. {told}.")
-
-
-def _axes(height: float) -> Any:
-    """Axes of a new figure `height` inches high, to be drawn on inside `_STYLE`.
+def new_axes(height: float) -> Any:
+    """Axes of a new figure `height` inches high, to be drawn on inside `STYLE`.
 
     matplotlib takes a style from process-wide settings; `rc_context` puts them back.
     """
@@ -266,8 +207,8 @@ def _axes(height: float) -> Any:
     return axes
 
 
-def _colour(i: int) -> str:
-    return _LIGHT[_SERIES[i % len(_SERIES)]]
+def series_colour(i: int) -> str:
+    return LIGHT[_SERIES[i % len(_SERIES)]]
 
 
 def _short(title: str, width: int = 46) -> str:
@@ -290,7 +231,7 @@ def _line(axes: Any, i: int, entries: Sequence[Mapping[str, float]], key: str, l
     axes.plot(
         [entry["step"] for entry in entries],
         [entry[key] for entry in entries],
-        color=_colour(i),
+        color=series_colour(i),
         marker=_MARKERS[i % len(_MARKERS)] if len(entries) <= _MOST_MARKERS else "",
         label=label,
     )
@@ -302,7 +243,7 @@ def _ring(axes: Any, step: float, value: float, colour: str) -> None:
     axes.plot([step], [value], "o", markersize=12, fillstyle="none", color=colour, linewidth=1.2)
 
 
-def _plot(name: str, axes: Any, alt: str) -> Plot:
+def finished(name: str, axes: Any, alt: str) -> Plot:
     """The figure as an SVG element whose colours are CSS variables. `name` keeps the ids of one
     plot apart from those of another.
     """
@@ -316,7 +257,7 @@ def _plot(name: str, axes: Any, alt: str) -> Plot:
     assert box is not None
     drawn = svg[svg.index("</defs>") + len("</defs>") :]  # past the header, metadata and style
     drawn = _FONTS.sub("", _IDS.sub("", drawn))
-    for colour, value in _LIGHT.items():
+    for colour, value in LIGHT.items():
         drawn = drawn.replace(value, f"var(--{colour})")
     # matplotlib has escaped every text in it.
     return Plot(svg=Markup(f'<svg viewBox="{box[1]}">{drawn}'), alt=alt)  # noqa: S704

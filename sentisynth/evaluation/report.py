@@ -84,6 +84,7 @@ def render_report(directory: RunDirectory, metrics: dict[str, Any]) -> str:
         "key_figures": list(_key_figures(metrics)),
         "plots": _plots(run, metrics, candidates),
         "settings": _settings(run, metrics),
+        "kept_by": _metric(run),
         "synthesis_told": synthesis_sentence(synthesis) if synthesis else None,
         "screens": _screens(ledger),
         "most_entropy": math.log(len(metrics["labels"])),
@@ -177,6 +178,13 @@ def _settings(run: Path, metrics: dict[str, Any]) -> list[tuple[str, str]]:
         for name, value in found
         if value is not None
     ]
+
+
+def _metric(run: Path) -> str:
+    """What the students' weights were chosen by, in words."""
+    stamp = RunDirectory(run).read_stamp("student") or {}
+    metric = stamp.get("student", {}).get("train", {}).get("metric") or "macro_f1"
+    return {"macro_f1": "macro-F1", "validation_loss": "the loss"}.get(metric, str(metric))
 
 
 def _screens(ledger: dict[str, Any]) -> dict[str, int]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sentisynth.evaluation.page import render_page
-from sentisynth.evaluation.plots import COLOURS, Plot, heat_map, spread_curve
+from sentisynth.evaluation.plots import COLOURS, Plot
+from sentisynth.evaluation.sweep_plots import heat_map, scatter, spread_curve
 from sentisynth.seeding import derive_seed
 
 _RESAMPLES = 2000
@@ -124,11 +125,16 @@ def render_sweep(name: str, summary: Mapping[str, Any]) -> str:
 
 
 def sweep_plots(summary: Mapping[str, Any]) -> list[Plot]:
-    """Of two dimensions a heat map; of one a curve, with the diversity of the rows beside it."""
+    """Of two dimensions a heat map, or a scatter of points that fill no grid; of one a curve, with
+    the diversity of the rows beside it.
+    """
     dims, points = summary["dims"], [p for p in summary["points"] if p["values"]]
     is_number = [all(_is_number(p["point"][d]) for p in points) for d in dims]
     if len(dims) == 2 and all(is_number):
-        return [heat_map(points, dims[0], dims[1], [_NAMES.get(d, d) for d in dims])]
+        columns, rows = ({p["point"][d] for p in points} for d in dims)
+        is_grid = 2 * len(points) >= len(columns) * len(rows)  # some may have failed
+        draw = heat_map if is_grid else scatter
+        return [draw(points, dims[0], dims[1], [_NAMES.get(d, d) for d in dims])]
     if len(dims) != 1 or not is_number[0]:
         return []
     dim, label = dims[0], _NAMES.get(dims[0], dims[0])

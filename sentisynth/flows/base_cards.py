@@ -1,11 +1,11 @@
 """Cards of base models: corpus, tokens seen, hours, hardware, losses, how to make them again."""
 
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from sentisynth.config.pretrain import PretrainConfig
+from sentisynth.config.references import portable
 from sentisynth.data.files import read_json
 
 _CARD = """\
@@ -100,16 +100,5 @@ def base_model_card(config: PretrainConfig, directory: Path) -> str:
         name=config.name,
         what=what.format(optimizer=config.optimizer),
         table="\n".join(f"| {key} | {value} |" for key, value in rows),
-        config=yaml.safe_dump(_portable(config), sort_keys=False),
+        config=yaml.safe_dump(portable(config), sort_keys=False),
     )
-
-
-def _portable(config: PretrainConfig) -> dict[str, Any]:
-    """The recipe without this machine's folders, and without where it was run."""
-    values = config.model_dump(mode="json", exclude={"tracking", "cluster"})
-    references = ("text", "source"), ("tokenizer", "model"), ("masked", "judge"), ("start", "model")
-    for section, key in references:
-        reference = (values[section] or {}).get(key)
-        if reference is not None and Path(reference).is_absolute():
-            values[section][key] = Path(reference).name
-    return values

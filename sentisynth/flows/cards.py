@@ -5,8 +5,10 @@ from typing import Any
 
 import yaml
 
+from sentisynth.config.references import portable
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import read_json
+from sentisynth.data.select import learned_from
 from sentisynth.evaluation.evaluate import REAL_SPLITS, predictions
 from sentisynth.evaluation.metrics import bootstrap
 from sentisynth.seeding import derive_seed
@@ -53,11 +55,12 @@ def model_card(config: RunConfig, name: str, directory: Path) -> str:
     """The card of the model in `directory`: `teacher`, `generator`, or a student's arm."""
     figures = read_json(directory / "metrics.json")
     section = name if name in ("teacher", "generator") else "student"
-    settings = getattr(config, section)
+    settings, values = getattr(config, section), portable(config)
+    start = values[section]["model"]
     rows = [
-        ("data", f"{config.data.n_seed:,} labelled rows of `{config.data.source}`"),
+        ("data", f"{config.data.n_seed:,} labelled rows of `{values['data']['source']}`"),
         ("classes", ", ".join(config.data.labels)),
-        ("start", f"`{settings.model}`"),
+        ("start", f"`{start}`"),
         *(_of_generator(figures) if name == "generator" else _of_classifier(config, name)),
         (
             "steps",
@@ -71,13 +74,13 @@ def model_card(config: RunConfig, name: str, directory: Path) -> str:
     is_generator = name == "generator"
     return _CARD.format(
         task="text-generation" if is_generator else "text-classification",
-        start=settings.model if "/" in settings.model else f'"{settings.model}"',
+        start=start if "/" in start else f'"{start}"',
         role=name,
         name=config.name,
         what=_what(config, name),
         table="\n".join(f"| {key} | {value} |" for key, value in rows),
         use=_GENERATES if is_generator else _classifies(config, name, settings.max_length),
-        config=yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False),
+        config=yaml.safe_dump(values, sort_keys=False),
     )
 
 
@@ -127,12 +130,11 @@ def _of_classifier(config: RunConfig, name: str) -> list[tuple[str, str]]:
     )
     told = [("objective", soft if arm.soft else "cross-entropy")]
     if arm.soft:
-        told.append(("teacher", f"`{config.teacher.model}`, fine-tuned (`../teacher`)"))
+        start = portable(config)["teacher"]["model"]
+        told.append(("teacher", f"`{start}`, fine-tuned (`../teacher`)"))
     if arm.synthetic:
-        synthesis = config.synthesis
-        told.append(
-            ("synthetic rows", f"{synthesis.n_per_class:,} a class, verified at τ {synthesis.tau}")
-        )
+        n, tau = config.synthesis.n_per_class, config.synthesis.tau
+        told.append(("synthetic rows", f"{learned_from(n):,} a class, verified at τ {tau}"))
     return told
 
 

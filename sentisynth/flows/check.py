@@ -31,7 +31,9 @@ def check_run(path: Path) -> list[str]:
     no text of the real validation and test rows among what is learned from. Raises
     RunDirectoryError where there is no run.
     """
-    if not path.is_dir():
+    with answering(path):
+        is_there = path.is_dir()
+    if not is_there:
         raise RunDirectoryError(f"there is no run directory {path}; check the path")
     directory = RunDirectory(path)
     if directory.uri is None:

@@ -1,5 +1,7 @@
 """What a recipe will need, told before anything starts: memory by part, disk, placement."""
 
+import os
+
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.errors import PlacementError
 from sentisynth.flows.console import Console
@@ -148,15 +150,18 @@ def _stream_rows(stream: Placement) -> list[list[str]]:
 def _disk(config: RunConfig, shapes: dict[str, Shape]) -> dict[str, int]:
     """Bytes by what lies there at the end; and what the largest training keeps meanwhile."""
     accepted = config.synthesis.n_per_class * len(config.data.labels)
-    return {
+    recorded = {
         "teacher, generator": 4 * (shapes["teacher"].parameters + shapes["generator"].parameters),
         f"students ({len(ARMS)} arms)": 4 * len(ARMS) * shapes["student"].parameters,
-        f"pool, at {_USUAL_ACCEPTANCE:.0%} accepted": int(
-            accepted / _USUAL_ACCEPTANCE * _ROW_BYTES
-        ),
         "dataset": accepted * _ROW_BYTES,
-        "checkpoints, while training": 2 * 16 * max(s.trained for s in shapes.values()),
     }
+    pool = {
+        f"pool, at {_USUAL_ACCEPTANCE:.0%} accepted": int(accepted / _USUAL_ACCEPTANCE * _ROW_BYTES)
+    }
+    is_here = not (config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI"))
+    copies = {"MLflow's copies of these": sum(recorded.values())} if is_here else {}
+    checkpoints = 2 * 16 * max(s.trained for s in shapes.values())
+    return {**recorded, **copies, **pool, "checkpoints, while training": checkpoints}
 
 
 def _refuse_what_cannot_fit(

@@ -169,8 +169,16 @@ def _refuse_other_kind(config: NamedConfig, directory: RunDirectory) -> None:
 
 
 def write_config(config: NamedConfig, directory: RunDirectory, versions: dict[str, str]) -> None:
-    """config.yaml: the resolved configuration and the versions that run it."""
-    values = config.model_dump(mode="json")
+    """config.yaml: the resolved configuration and the versions that run it; of models that are
+    there, what they were made with, whatever a later command said. Where records were sent is no
+    part of it: a recipe does not choose that.
+    """
+    values = config.model_dump(mode="json", exclude={"tracking": {"uri"}})
+    for name in ("teacher", "generator", "student") if isinstance(config, RunConfig) else ():
+        made = (directory.readable_stamp(name) or {}).get(name)
+        if isinstance(made, dict):
+            train = {**values[name]["train"], **made.get("train", {})}
+            values[name] = {**values[name], **made, "train": train}
     values = {**values, "fingerprint": fingerprint(values), "versions": versions}
     write_text(directory.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 

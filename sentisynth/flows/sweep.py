@@ -17,7 +17,7 @@ import numpy as np
 
 from sentisynth import schema
 from sentisynth.data.files import write_json, write_text
-from sentisynth.data.select import HELD_OUT
+from sentisynth.data.select import learned_from
 from sentisynth.errors import SweepError
 from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, told, verdict
 from sentisynth.flows.parts import plan_parts
@@ -145,7 +145,7 @@ def _steps(session: Session, plan: SweepPlan) -> int:
     config = session.config
     most = max(plan.grid.get("n_per_class", (config.synthesis.n_per_class,)))
     real = read_splits(session.directory.require("corpus", "teacher …"))["seed"].num_rows
-    rows = real + len(config.data.labels) * (most - 2 * round(HELD_OUT * most))
+    rows = real + len(config.data.labels) * learned_from(most)
     train = config.student.train
     return -(-rows // train.batch_size) * train.epochs
 

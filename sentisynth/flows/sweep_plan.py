@@ -115,7 +115,7 @@ def plan_sweep(
         search=search,
         samples=samples,
         stopping=stopping,
-        register=str(register),
+        register=register,
     )
 
 

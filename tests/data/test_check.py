@@ -17,6 +17,8 @@ from sentisynth.data.manifest import (
     read_manifest,
 )
 from sentisynth.data.units import Unit
+from sentisynth.errors import RunDirectoryError
+from sentisynth.flows.check import check_run
 from sentisynth.seeding import fingerprint
 from tests.data.pools import (
     FIRST,
@@ -223,3 +225,16 @@ def test_a_unit_that_comes_after_the_manifest_goes_with_the_next_command(
     reader.publish()
     assert not Unit(0, 2, reader._config.synthesis.unit_size).path(finished).exists()
     assert check_pool(finished) == [] and recovered(finished, config).is_published
+
+
+def test_a_store_that_does_not_answer_is_a_sentence() -> None:
+    class Store:
+        def __str__(self) -> str:
+            return "s3://bucket/run"
+
+        def is_dir(self) -> bool:
+            raise EOFError("unable to locate credentials")
+
+    store: Any = Store()
+    with pytest.raises(RunDirectoryError, match="s3://bucket/run cannot be used: unable to locate"):
+        check_run(store)

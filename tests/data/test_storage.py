@@ -97,6 +97,11 @@ def test_what_is_no_store_is_told_in_a_sentence(bucket: str) -> None:
     assert not is_remote(location("runs/x")) and is_remote(location(f"{bucket}/x"))
     with pytest.raises(RunDirectoryError, match="needs its fsspec package"):
         location("nonsense://bucket/run")
+    for empty in ("s3://", "s3:///"):
+        with pytest.raises(RunDirectoryError, match="names no place in its store; write s3://BUCK"):
+            location(empty)
+    with pytest.raises(RunDirectoryError, match="cannot be used"):
+        location("ftp://127.0.0.1:1/run")
     with pytest.raises(RunDirectoryError, match="cannot be used"):
         write_json(location("s3://no-such-bucket/run/file.json"), {})
 

@@ -3,6 +3,7 @@ import pytest
 from sklearn.metrics import confusion_matrix, f1_score, precision_recall_fscore_support
 
 from sentisynth.evaluation.metrics import (
+    bootstrap,
     classification,
     distinct_n,
     mean_entropy,
@@ -53,6 +54,18 @@ def test_the_interval_of_a_gain() -> None:
     assert 0 < gain["low"] < gain["macro_f1"] < gain["high"]
     nothing = paired_bootstrap(labels, worse, worse, 2, seed=1)
     assert nothing == {"macro_f1": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_a_class_of_few_rows_does_not_pull_the_interval_down() -> None:
+    """A resample leaves it out one time in seven, or three."""
+    labels = np.repeat(np.arange(4), (60, 25, 2, 1))
+    perfect = bootstrap(labels, labels, 4, seed=1)
+    assert perfect == {"macro_f1": 1.0, "low": 1.0, "high": 1.0}
+    worse = np.where(np.arange(len(labels)) % 3 == 0, 0, labels)
+    gain = paired_bootstrap(labels, worse, labels, 4, seed=1)
+    assert 0 < gain["low"] < gain["macro_f1"] < gain["high"]
+    absent = bootstrap(labels, labels, 5, seed=1)  # of the fifth nothing is known: it counts as 0
+    assert absent["low"] < absent["macro_f1"] == absent["high"] == 0.8
 
 
 def test_distinct_counts_different_ngrams() -> None:

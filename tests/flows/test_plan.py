@@ -88,6 +88,7 @@ def test_plan_tells_and_starts_nothing(
     told = capsys.readouterr().out
     for part in ("memory of a training worker", "placement on 16 CPUs and 2 GPUs", "disk"):
         assert part in told
+    assert "MLflow's copies of these" in told
     assert not list(tmp_path.iterdir())
 
 

@@ -20,7 +20,7 @@ from sentisynth.config.types import RunConfig
 from sentisynth.config.yaml_text import parse_value
 from sentisynth.data.files import sha256_file, write_json
 from sentisynth.errors import ConfigError, QuotaError
-from sentisynth.evaluation.sweeps import points_of, to_csv, verdict
+from sentisynth.evaluation.sweeps import points_of, sweep_plots, to_csv, verdict
 from sentisynth.flows import sweep_rows
 from sentisynth.flows.sweep import _those_of
 from sentisynth.flows.sweep_plan import plan_sweep
@@ -218,6 +218,21 @@ def test_a_pool_is_extended_as_far_as_it_can_be(monkeypatch: pytest.MonkeyPatch)
     sweep_rows._extend(session, {(0.9, 30), (0.99, 30), (0.95, 60)})
     assert asked == [(0.99, 60), (0.9, 30), (0.95, 60), (0.99, 30), (0.7, 30)]
     assert notes == ["   out of reach"]
+
+
+@pytest.mark.parametrize(
+    ("points", "drawn"),
+    [
+        ([(a, b) for a in (0.1, 0.5) for b in (1, 2, 3)], ["Map of macro-F1"]),
+        ([(i / 9, 10.0**-i) for i in range(9)], ["9 points by macro-F1"]),
+    ],
+)
+def test_points_that_fill_no_grid_are_scattered(
+    points: list[tuple[float, float]], drawn: list[str]
+) -> None:
+    found = [{"point": {"x": x, "y": y}, "mean": x + y, "values": [0.5]} for x, y in points]
+    plots = sweep_plots({"dims": ["x", "y"], "points": found})
+    assert [plot.alt[: len(told)] for plot, told in zip(plots, drawn, strict=True)] == drawn
 
 
 def test_a_run_without_a_pool_is_a_sentence(
