@@ -126,6 +126,11 @@ def workplace(
             write_config(config, directory, versions())
         console.note(f"{config.name}  →  {out}")
         tracker = Tracker(config, directory.path)
+        if directory.uri is not None and tracker.is_in_run:
+            console.note(
+                f"   MLflow's records stay on this machine, in {directory.path / 'mlflow'}: set "
+                f"MLFLOW_TRACKING_URI to have them elsewhere"
+            )
         place = Workplace(
             directory=directory, tracker=tracker, console=console, cluster=config.cluster
         )

@@ -91,6 +91,8 @@ class Tracker:
 
         own = self._own = directory / "mlflow"
         given = config.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self.is_in_run = not given
+        """Whether the store lies in the run directory, or in its mirror on this machine."""
         self._artifacts = None if given else (own / "artifacts").as_uri()
         uri = given or f"sqlite:///{own / 'mlflow.db'}"
         self.uri = without_secrets(uri)

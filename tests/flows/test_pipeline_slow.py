@@ -65,6 +65,7 @@ def test_a_run_on_s3_has_the_bytes_of_one_on_disk(
             text=True,
         )
         assert done.returncode == 0, done.stderr[-3000:]
+        assert ("MLflow's records stay on this machine" in done.stderr) == (command[0] == "run")
     manifest = (location(out) / "pool" / "manifest.json").read_bytes()
     assert manifest == (finished_run / "pool" / "manifest.json").read_bytes()
     assert (location(out) / "report.html").is_file()
