@@ -6,7 +6,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sentisynth.models.devices import DeviceFacts
 
 _PROMPT_S = 10.0  # for a process to start
+_KIND = "accelerator_type:"
 _OBJECT_STORE_BYTES = 512 * 2**20  # units are kilobytes; a laptop keeps its memory
 _LOCAL = {  # nobody reads the reports of a session without a dashboard
     "RAY_enable_metrics_collection": "0",
@@ -104,9 +105,27 @@ def _native_notes_hidden() -> Iterator[None]:
         os.close(null)
 
 
-def cluster_resources() -> Resources:
-    """Of the Ray session that this process is connected to."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def gpu_kinds() -> frozenset[str]:
+    """What Ray calls the GPUs of the session's nodes: L4, A100, …"""
+    return frozenset(kind for node in ray.nodes() if node["Alive"] and (kind := _gpu_kind(node)))
+
+
+def _gpu_kind(node: dict[str, Any]) -> str:
+    """Of a node, which has one kind; empty if it has no GPU, or one that Ray does not know."""
+    found = node["Resources"]
+    kinds = [name.removeprefix(_KIND) for name in found if name.startswith(_KIND)]
+    return kinds[0] if kinds and found.get("GPU") else ""
+
+
+def cluster_resources(kinds: frozenset[str] | None = None) -> Resources:
+    """Of the Ray session that this process is connected to; of nodes with GPUs, of `kinds` alone
+    where they are given.
+    """
+    nodes = [
+        node["Resources"]
+        for node in ray.nodes()
+        if node["Alive"] and (kinds is None or (_gpu_kind(node) or None) in {None, *kinds})
+    ]
     return Resources(
         node_cpus=tuple(node.get("CPU", 0.0) for node in nodes),
         node_gpus=tuple(node.get("GPU", 0.0) for node in nodes),

@@ -38,6 +38,7 @@ from sentisynth.runtime.actors import (
 )
 from sentisynth.runtime.plan import UnitPlan
 from sentisynth.runtime.pools import StreamPool
+from sentisynth.runtime.ray_cluster import gpu_kinds
 from sentisynth.runtime.watch import ClusterWatch, NodesGainedError, NodesLostError, UnbalancedError
 
 _TICK_S = 1.0
@@ -119,6 +120,8 @@ class UnitStream:
             rows = ray.data.read_datasource(
                 _Source(self._mailbox), override_num_blocks=1, num_cpus=0
             )
+            kinds = gpu_kinds()
+            own_kind = next(iter(kinds)) if len(kinds) == 1 else None
             for pool in pools:
                 rows = rows.map_batches(
                     UnitStages,
@@ -130,6 +133,8 @@ class UnitStream:
                     compute=ray.data.ActorPoolStrategy(
                         min_size=pool.placed.min_actors, max_size=pool.placed.max_actors
                     ),
+                    # one that is started again stays on GPUs of this kind
+                    accelerator_type=own_kind if pool.placed.gpus else None,
                 )
         return rows
 

@@ -3,7 +3,7 @@
 import time
 
 from sentisynth.runtime.placement import Placement
-from sentisynth.runtime.ray_cluster import cluster_resources
+from sentisynth.runtime.ray_cluster import cluster_resources, gpu_kinds
 
 _SHORTEST_PATIENCE_S = 30.0  # without a unit, once nodes are lost
 _LONGEST_PATIENCE_S = 600.0
@@ -35,9 +35,12 @@ class UnbalancedError(ClusterChangedError):
 
 
 class ClusterWatch:
-    """Compares the cluster with what it was when the stream was opened."""
+    """Compares the cluster with what it was when the stream was opened. Nodes with GPUs of another
+    kind do not count: they would give units other bytes.
+    """
 
     def __init__(self) -> None:
+        self._kinds = gpu_kinds()
         self._then = self._seen = cluster_resources()
         self._latest = self._seen_since = time.monotonic()
         self._longest_s = 0.0
@@ -49,13 +52,13 @@ class ClusterWatch:
 
     def told_loss(self) -> str:
         """What the cluster has lost, in words; empty if nothing."""
-        now, then = cluster_resources(), self._then
+        now, then = cluster_resources(self._kinds), self._then
         is_less = now.cpus < then.cpus or now.gpus < then.gpus
         return f"the cluster has {now.told} left of {then.told}" if is_less else ""
 
     def look(self, in_flight: int) -> None:
         """Raise ClusterChangedError where the stream should be opened anew."""
-        now, then = cluster_resources(), self._then
+        now, then = cluster_resources(self._kinds), self._then
         if now != self._seen:
             self._seen, self._seen_since = now, time.monotonic()
         patience = min(max(_SHORTEST_PATIENCE_S, 4 * self._longest_s), _LONGEST_PATIENCE_S)

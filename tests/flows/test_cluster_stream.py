@@ -88,13 +88,14 @@ def test_a_cluster_that_grows_is_used(
     from sentisynth.runtime import watch
 
     monkeypatch.setattr(watch, "_SETTLED_S", 1.0)
-    cluster.add_node(num_cpus=2, num_gpus=1)
+    of_one_kind = {"num_cpus": 2, "num_gpus": 1, "resources": {"accelerator_type:L4": 1}}
+    cluster.add_node(**of_one_kind)
     calm = made("small")
     run, grown = synthesize._run, []
 
     def growing(*arguments: Any) -> None:
         if not grown:
-            grown.append(cluster.add_node(num_cpus=2, num_gpus=1))
+            grown.append(cluster.add_node(**of_one_kind))
         run(*arguments)
 
     monkeypatch.setattr(synthesize, "_run", growing)

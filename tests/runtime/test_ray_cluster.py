@@ -1,10 +1,16 @@
-"""Which cluster a command connects to."""
+"""Which cluster a command connects to, and what of it counts."""
 
 import os
 import subprocess
 import sys
 
 import pytest
+import ray
+
+from sentisynth.runtime.ray_cluster import cluster_resources, gpu_kinds
+from sentisynth.runtime.watch import ClusterWatch, NodesGainedError
+
+NO_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nonexistent/token"}
 
 
 @pytest.mark.parametrize(
@@ -12,6 +18,7 @@ import pytest
     [
         ("http://127.0.0.1:9", "use `sentisynth submit`, or HOST:6379"),
         ("nonsense://hunter2@x", "no Ray that fits answers at nonsense://"),
+        ("127.0.0.1:9", "the Ray at 127.0.0.1:9 asks for a token"),
     ],
 )
 def test_an_address_that_is_no_cluster_is_a_sentence(address: str, said: str) -> None:
@@ -28,6 +35,31 @@ def test_an_address_that_is_no_cluster_is_a_sentence(address: str, said: str) ->
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "RAY_ADDRESS": address},
+        env={**os.environ, **NO_TOKEN, "RAY_ADDRESS": address},
     )
     assert said in done.stdout and "hunter2" not in done.stdout
+
+
+def test_gpus_of_another_kind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ("", "L4", "L4", "A100")
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 4.0, "GPU": 1.0, f"accelerator_type:{kind}": 1.0}}
+        if kind
+        else {"Alive": True, "Resources": {"CPU": 8.0}}
+        for kind in kinds
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes[:3])
+    watch = ClusterWatch()
+    assert gpu_kinds() == {"L4"}
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    assert gpu_kinds() == {"L4", "A100"}
+    assert (cluster_resources().gpus, cluster_resources(frozenset({"L4"})).gpus) == (3, 2)
+    monkeypatch.setattr("sentisynth.runtime.watch._SETTLED_S", -1.0)
+    watch.look(1)  # a node that gives other bytes is no gain
+    monkeypatch.setattr(ray, "nodes", lambda: [*nodes, nodes[1]])
+    with pytest.raises(NodesGainedError, match="to 4 nodes with 20 CPUs and 3 GPUs"):
+        watch.look(1)
+    monkeypatch.setattr(ray, "nodes", lambda: [nodes[0], nodes[1], nodes[3]])
+    assert watch.told_loss() == (
+        "the cluster has 2 nodes with 12 CPUs and 1 GPUs left of 3 nodes with 16 CPUs and 2 GPUs"
+    )
