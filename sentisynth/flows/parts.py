@@ -14,6 +14,7 @@ from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
 _CODE_VERSION = 7  # raise it when the same plan would give other bytes
+_SAMPLER_WITHOUT_TOP_K = 2  # the same of such a plan alone
 _OF_PRECISION = {"fp16": 2, "int8": 1}  # the same of one synthesis.precision alone
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4
 _MOST_ON_GPU, _MOST_ON_CPU, _LEAST = 4096, 256, 8
@@ -50,6 +51,8 @@ def _parts(session: Session) -> dict[str, Any]:
         "sampling": synthesis.sampling.model_dump(mode="json"),
         "screens": synthesis.screens.model_dump(mode="json"),
     }
+    if not synthesis.sampling.top_k:
+        decided["sampler"] = _SAMPLER_WITHOUT_TOP_K
     if synthesis.unit_size:
         decided["unit_size"] = synthesis.unit_size
     if synthesis.precision in ("fp32", "bf16"):

@@ -16,7 +16,8 @@ from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
 from sentisynth.generation.gpt2 import Cache, Decoder, Logits
 from sentisynth.generation.graphs import GraphedSteps
-from sentisynth.generation.sampling import History, distribution, draw, is_last, until_end
+from sentisynth.generation.likeliest import History
+from sentisynth.generation.sampling import distribution, draw, is_last, until_end
 from sentisynth.seeding import candidate_uniforms
 
 _SHRINK_AT = 0.75  # rows leave once this share or less of the batch is alive: copies stay rare

@@ -13,8 +13,8 @@ import torch
 
 from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.generation.gpt2 import Cache, Decoder, Logits
+from sentisynth.generation.likeliest import History
 from sentisynth.generation.sampling import (
-    History,
     draw,
     is_last,
     is_short,

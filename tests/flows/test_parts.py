@@ -17,6 +17,8 @@ from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.placement import Placement, PoolPlacement, Resources
 from tests.conftest import RESOURCES
 
+TOP_K = "synthesis.sampling.top_k"
+
 
 def session(
     overrides: list[str], kind: str, memory: int, stamp: Any = None, *, overwrites: bool = False
@@ -69,6 +71,11 @@ def test_a_pool_that_is_replaced_is_planned_for_these_machines() -> None:
     laptop = session(other, "cpu", 2**28, pool, overwrites=True)
     assert plan_parts(laptop)["synthesis"]["devices"] == ["cpu", "cpu"]
     assert plan_parts(laptop) == plan_parts(session(other, "cpu", 2**28))
+
+
+def test_a_pool_without_top_k_says_which_sampler_made_it() -> None:
+    with_it, without = (plan_parts(session([f"{TOP_K}={k}"], "cpu", 2**34)) for k in (50, 0))
+    assert "sampler" not in with_it["synthesis"] and without["synthesis"]["sampler"] == 2
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -12,8 +12,8 @@ from transformers import (
 )
 
 from sentisynth.config.synthesis import SamplingConfig
+from sentisynth.generation.likeliest import History
 from sentisynth.generation.sampling import (
-    History,
     distribution,
     draw,
     is_short,
@@ -83,6 +83,44 @@ def test_ties_at_the_kth_of_a_large_vocabulary(n_tied: int, penalty: float) -> N
     assert torch.allclose(ours(logits, seen, config), theirs(logits, seen, config), atol=1e-6)
 
 
+@pytest.mark.parametrize("vocabulary", [9000, 70000])
+@pytest.mark.parametrize("penalty", [1.0, 1.2])
+@pytest.mark.parametrize("top_p", [0.3, 0.95])
+def test_nuclei_of_all_sizes(vocabulary: int, penalty: float, top_p: float) -> None:
+    """Rows whose nucleus is a few tokens, hundreds, thousands, or most of the vocabulary."""
+    config = SamplingConfig(temperature=0.7, top_k=0, top_p=top_p, repetition_penalty=penalty)
+    torch.manual_seed(vocabulary)
+    logits = torch.randn(8, vocabulary) * torch.tensor([8, 3, 2.0, 1.5, 1, 0.7, 0.3, 0.01])[:, None]
+    seen = torch.randint(0, vocabulary, (8, 12))
+    seen[:, 6:] = logits.topk(6).indices
+    found, wanted = ours(logits, seen, config), theirs(logits, seen, config)
+    n_kept = (wanted > 0).sum(dim=1)
+    assert n_kept.min() < 256 < n_kept.max()
+    # fp32's sum of 70,000 may end one token sooner or later, of 2e-5
+    assert_same_but_for_ties(found, wanted, atol=2e-5)
+    for row in range(len(logits)):  # a row does not depend on those beside it
+        alone = ours(logits[row : row + 1], seen[row : row + 1], config)[0]
+        assert torch.allclose(alone, found[row], rtol=1e-5, atol=2e-5 if n_kept[row] > 256 else 0)
+
+
+def test_nuclei_in_half_precision_with_the_mean_apart() -> None:
+    config = SamplingConfig(temperature=0.7, top_k=0, top_p=0.9, repetition_penalty=1.2)
+    torch.manual_seed(0)
+    small, shift = (torch.randn(4, 9000) * 3).bfloat16(), torch.linspace(-90, 30, 4)
+    seen = torch.randint(0, 9000, (4, 12))
+    probs, ids = distribution(small.clone(), history(seen), config, shift)
+    found = torch.zeros(4, 9000).scatter_add_(1, ids, probs)
+    assert_same_but_for_ties(found, theirs(small.float() + shift[:, None], seen, config))
+
+
+def test_a_draw_from_all_of_the_vocabulary_reaches_both_ends() -> None:
+    """Nothing is cut and nothing sorted: impossible tokens may lie between."""
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]]).repeat(4, 1)
+    ids = torch.arange(5).repeat(4, 1)
+    uniforms = torch.tensor([0.0, 0.49, 0.51, 1.0], dtype=torch.float64)
+    assert draw(probs, ids, uniforms).tolist() == [1, 1, 3, 3]
+
+
 def test_a_coarse_grid_of_logits_is_full_of_ties() -> None:
     config = SamplingConfig(temperature=0.8, top_k=50, top_p=0.95, repetition_penalty=1.2)
     torch.manual_seed(0)
@@ -106,9 +144,9 @@ def test_half_precision_logits_with_their_mean_apart() -> None:
     assert_same_but_for_ties(found, wanted)
 
 
-def assert_same_but_for_ties(found: torch.Tensor, wanted: torch.Tensor) -> None:
+def assert_same_but_for_ties(found: torch.Tensor, wanted: torch.Tensor, atol: float = 1e-6) -> None:
     """Which of the tokens tied at the edge of top-p are kept is chance, in transformers too."""
-    assert torch.allclose(found.sort(dim=1).values, wanted.sort(dim=1).values, atol=1e-6)
+    assert torch.allclose(found.sort(dim=1).values, wanted.sort(dim=1).values, atol=atol)
     above = wanted > wanted.masked_fill(wanted == 0, 2).amin(dim=1, keepdim=True) + 1e-6
     assert torch.allclose(found[above], wanted[above], atol=1e-6)
 

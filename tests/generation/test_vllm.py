@@ -19,7 +19,8 @@ from sentisynth.errors import ModelError
 from sentisynth.generation.batch_engine import BatchEngine
 from sentisynth.generation.engine import UnitGenerator, check_generator
 from sentisynth.generation.gpt2 import Decoder
-from sentisynth.generation.sampling import History, distribution
+from sentisynth.generation.likeliest import History
+from sentisynth.generation.sampling import distribution
 from sentisynth.generation.vllm_engine import VllmEngine
 from sentisynth.models.generator import load_generator, load_sampler
 from tests.conftest import RESOURCES
