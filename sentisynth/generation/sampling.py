@@ -20,7 +20,7 @@ from sentisynth.generation.likeliest import (
 )
 
 NO_TOKEN = -1
-_WIDTHS = (256, 2048)  # of the likeliest tokens, among which a nucleus is looked for
+_WIDTHS = (256, 1536)  # of the likeliest tokens, among which a nucleus is looked for
 
 
 def distribution(
