@@ -7,9 +7,13 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
+# of a version that pyproject.toml asks for, with pip: what is left of a venv that failed has none
+USABLE = 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
+
 # pip compiles one file after another, longer than all else takes; some files are no Python
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c $(USABLE) 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -c $(USABLE) || { echo "$(PYTHON) is no Python 3.11 to 3.13: name one, PYTHON=python3.12 make"; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	touch $@

@@ -2,7 +2,7 @@
 # All GPU tests and benchmarks that need no Ray, in one call of some minutes.
 #     benchmarks/gpu.sh [OUT]        PYTHON=python3 by default; results go to OUT
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=${1:-benchmarks/results}
 python=${PYTHON:-python3}
 stamp=$(date +%F)-gpu

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     preview.add_argument("-n", type=_positive, default=20, help="candidates (default 20)")
     preview.set_defaults(command="preview")
     plan = _recipe_command(
-        commands, "plan", "memory by part, disk and placement that `run` would need; starts nothing"
+        commands, "plan", "memory by part, disk and placement that `run` would need; trains nothing"
     )
     plan.add_argument("--gpus", type=int, help="GPUs of a cluster that is not at hand")
     plan.add_argument("--gpu-memory", type=float, help="GiB of each of them (default 80)")

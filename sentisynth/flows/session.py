@@ -193,11 +193,15 @@ def versions() -> dict[str, str]:
     names = ("ray", "torch", "transformers", "datasets", "mlflow", "pyarrow")
     found = {"python": platform.python_version(), "sentisynth": sentisynth.__version__}
     found |= {name: metadata.version(name) for name in names}
-    here = Path(__file__).parent
+    here = Path(__file__)
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True
-        )
+        told = [
+            subprocess.run(
+                ["git", *asked], cwd=here.parent, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            # installed below another's repository, this file is not one of that
+            for asked in (["ls-files", "--error-unmatch", here.name], ["rev-parse", "HEAD"])
+        ]
     except (OSError, subprocess.CalledProcessError):
         return found
-    return {**found, "git": commit.stdout.strip()}
+    return {**found, "git": told[1]}

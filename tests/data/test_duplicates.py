@@ -1,9 +1,8 @@
 import random
 import time
-import tomllib
 from collections import Counter, defaultdict
+from importlib import metadata
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,8 +158,7 @@ def test_bands_are_shared_where_minhashes_of_datasketch_are(
 
 def test_the_datasketch_that_is_declared_has_the_scheme() -> None:
     """`affine32` came with its version 2."""
-    project = Path(__file__).parent.parent.parent / "pyproject.toml"
-    assert "datasketch>=2" in tomllib.loads(project.read_text())["project"]["dependencies"]
+    assert int(metadata.version("datasketch").split(".")[0]) >= 2
 
 
 @pytest.mark.parametrize("threshold", [0.6, 0.8, 0.9])

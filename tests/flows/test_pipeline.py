@@ -20,7 +20,9 @@ from sentisynth import schema
 from sentisynth.cli import main
 from sentisynth.data.files import json_text
 from sentisynth.data.ledger import adds_up
+from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.text import normal_form
+from sentisynth.errors import PlacementError
 from sentisynth.seeding import fingerprint
 
 INTERRUPTIBLE = """
@@ -33,7 +35,8 @@ sys.exit(main(sys.argv[1:]))
 
 def stamps(run: Path) -> dict[str, int]:
     """When each file of a run was last written."""
-    kept = ("corpus", "teacher", "generator", "pool", "dataset", "student")
+    kept = ["corpus", "teacher", "generator", "pool", "dataset"]
+    kept += ["student", "student_labels", "student_real"]
     return {str(p): p.stat().st_mtime_ns for name in kept for p in (run / name).rglob("*")}
 
 
@@ -240,6 +243,78 @@ def test_check_asks_for_what_was_made_and_that_the_pool_is_the_datasets(
     (run / "pool" / "manifest.json").write_text(json_text(manifest))
     assert main(["check", str(run)]) == 1
     assert "was made from another pool" in capsys.readouterr().out
+
+
+def changed(table: pa.Table, column: str, values: list[Any]) -> pa.Table:
+    place = table.schema.get_field_index(column)
+    return table.set_column(place, table.schema.field(place), pa.array(values, table[column].type))
+
+
+def damaged_dataset(dataset: Path, kind: str) -> None:
+    train, test = (pq.read_table(dataset / f"{name}.parquet") for name in ("train", "test"))
+    synthetic = train["is_synth"].to_pylist().index(True)
+    if kind == "a synthetic row in a real split":
+        test = changed(test, "is_synth", [True, *test["is_synth"].to_pylist()[1:]])
+    elif kind == "a row too few":
+        train = pa.concat_tables([train.slice(0, synthetic), train.slice(synthetic + 1)])
+    elif kind == "a row twice":
+        labels = train["labels"].to_pylist()
+        again = next(
+            i
+            for i in range(synthetic + 1, len(labels))
+            if train["is_synth"][i].as_py() and labels[i] == labels[synthetic]
+        )
+        rows = [synthetic if i == again else i for i in range(len(labels))]
+        train = train.take(rows)
+    else:
+        train = changed(train, "text", [test["text"][0].as_py(), *train["text"].to_pylist()[1:]])
+    for name, table in (("train", train), ("test", test)):
+        pq.write_table(table, dataset / f"{name}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        ("a synthetic row in a real split", "test.parquet holds synthetic rows"),
+        ("a row too few", "has 29 synthetic rows, not 30"),
+        ("a row twice", "1 candidates are in the dataset twice"),
+        ("a text of the test rows", "1 texts of train.parquet are in test.parquet as well"),
+    ],
+)
+def test_check_reads_the_dataset_whatever_its_checksums(
+    kind: str, told: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = RunDirectory(run)
+    parts = directory.read_stamp("dataset")
+    assert parts is not None
+    damaged_dataset(run / "dataset", kind)
+    directory.stamp(run / "dataset", parts)
+    assert main(["check", str(run)]) == 1
+    assert told in capsys.readouterr().out
+
+
+def test_the_stream_screens_by_all_real_rows(
+    run: Path,
+    quick_overrides: list[str],
+    ray_session: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Held-out texts are leaks, seed texts are copies; a stage of its own screens by them."""
+    given: dict[str, Any] = {}
+
+    def stopped(*_: Any, **texts: Any) -> Any:
+        given.update(texts)
+        raise PlacementError("seen enough")
+
+    monkeypatch.setattr("sentisynth.flows.synthesize.stream_pools", stopped)
+    shutil.rmtree(run / "pool")
+    assert main(["synthesize", "quickstart", *quick_overrides, "--out", str(run)]) == 2
+    real = {
+        name: pq.read_table(run / "corpus" / f"{name}.parquet")["text"].to_pylist()
+        for name in ("seed", "validation", "test")
+    }
+    assert given["seed_texts"] == real["seed"]
+    assert given["evaluation_texts"] == real["validation"] + real["test"]
 
 
 def test_a_dataset_is_not_made_from_another_plans_pool(

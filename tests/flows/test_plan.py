@@ -80,10 +80,11 @@ def test_activations_are_about_what_torch_keeps(tiny_gpt2: Path) -> None:
     assert 0.5 < footprint(shape, config, 48, half=False).activations / sum(kept.values()) < 2
 
 
-def test_plan_tells_and_starts_nothing(
+def test_plan_of_a_cluster_that_is_not_at_hand_starts_nothing(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
     assert main(["plan", "quickstart", "--gpus", "2", "--gpu-memory", "80"]) == 0
     told = capsys.readouterr().out
     for part in ("memory of a training worker", "placement on 16 CPUs and 2 GPUs", "disk"):

@@ -106,7 +106,7 @@ def test_a_job_that_fails_says_why_and_is_not_started_twice(
     assert "was submitted" in first.stderr and "is running already" in again.stderr
     assert first.stderr.split()[1] == again.stderr.split()[1], first.stderr
     assert again.returncode == 2
-    assert "sentisynth: 1000 rows were asked for" in again.stdout or "n_seed" in again.stdout
+    assert "distinct rows left for data.n_seed=1000" in again.stdout
 
 
 @pytest.mark.chaos

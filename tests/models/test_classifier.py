@@ -158,6 +158,7 @@ def test_the_first_token_alone_gives_the_same_logits_and_gradients(tiny_bert: Pa
         model.eval()  # no dropout
         if cut:
             use_first_token_alone(model)
+            assert "forward" in vars(model.bert.encoder.layer[-1])  # the last layer was cut
         texts = ["a film", "a much longer text about another film", "no"]
         batch = tokenizer(texts, padding=True, return_tensors="pt")
         logits = model(**batch).logits

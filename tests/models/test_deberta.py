@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
 
 from sentisynth.models.deberta import train_fast_attention, use_fast_attention
@@ -76,12 +77,17 @@ def test_gradients_are_those_of_transformers(variant: str) -> None:
     inputs, labels = batch(9), torch.tensor([0, 1, 2, 0, 1])
     plain, fast = classifier(**VARIANTS[variant]), classifier(**VARIANTS[variant])
     train_fast_attention(fast)
+    assert kinds(fast) != kinds(plain)  # the attention was replaced
     assert list(plain.state_dict()) == list(fast.state_dict())
     for model in (plain, fast):
         model(**inputs, labels=labels).loss.backward()
     for (name, p), (_, q) in zip(plain.named_parameters(), fast.named_parameters(), strict=True):
         if p.grad is not None:
             torch.testing.assert_close(q.grad, p.grad, atol=1e-4, rtol=1e-3, msg=name)
+
+
+def kinds(model: nn.Module) -> set[type[nn.Module]]:
+    return {type(module) for module in model.modules()}
 
 
 def test_dropout_falls_in_training_alone() -> None:

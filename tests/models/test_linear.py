@@ -107,7 +107,11 @@ def test_classifiers_keep_their_logits(name: str, dtype: torch.dtype) -> None:
         "attention_mask": torch.ones(4, 9, dtype=torch.long),
     }
     wanted = model(**inputs).logits
-    found = lay_out(model, dtype)(**inputs).logits
+    laid_out = lay_out(model, dtype)
+    is_replaced = any(isinstance(module, Linear) for module in laid_out.modules())
+    assert is_replaced or name == "t5"  # which reads its weights itself
+    found = laid_out(**inputs).logits
+    assert dtype == torch.float32 or not found.equal(wanted)
     assert found.dtype == torch.float32
     off = 1e-4 if dtype == torch.float32 else 0.08 * wanted.abs().max().item()
     torch.testing.assert_close(found, wanted, atol=off, rtol=0)

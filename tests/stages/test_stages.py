@@ -16,7 +16,7 @@ from sentisynth.errors import PlacementError
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.devices import device_facts
 from sentisynth.models.generator import load_generator
-from sentisynth.runtime.actors import build_generate
+from sentisynth.runtime.actors import build_generate, build_screen
 from sentisynth.stages.generate import Generate
 from sentisynth.stages.screen import Screen, repetition
 from sentisynth.stages.verify import Verify
@@ -260,3 +260,16 @@ def test_verify_passes_on_a_unit_without_survivors(teacher: Path) -> None:
     table = Screen(ScreensConfig(), [], [])(candidates(["", ""]))
     scored = Verify(teacher, load_config("quickstart"))(table)
     assert scored[schema.TEACHER_LOGITS].to_pylist() == [None, None]
+
+
+def test_the_screen_of_the_stream_has_both_kinds_of_real_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    held_out, seed = (
+        ["a slow film that finds its heart late"],
+        ["two hours of noise and no plot at all"],
+    )
+    monkeypatch.setattr("ray.get", lambda sent: sent)
+    screen = build_screen(ScreensConfig(), [(held_out, seed)])
+    table = screen(Unit(0, 0, 2), candidates([*held_out, *seed], 9))
+    assert table[schema.REJECT_REASON].to_pylist() == [schema.LEAK, schema.SEED_COPY]

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -106,14 +107,28 @@ def test_the_loss_is_told_between_evaluations_and_changes_nothing(
 
 
 def test_accumulated_forward_passes_make_the_same_step(tiny_bert: Path, tmp_path: Path) -> None:
-    found = []
+    found, passes = [], []
     for micro in (None, 3):
         learned = without_dropout(task(tiny_bert))
+        passes.append(counted(learned))
         learned.rows = reweighted(learned.rows, [1.0, 0.3] * 30)
         config = TrainConfig(epochs=1, batch_size=16, micro_batch_size=micro)
         fit(learned, config, 1, print, tmp_path / str(micro))
         found.append(whole(learned.model))
     assert torch.allclose(*found, atol=1e-6)
+    assert passes[1][0] > 4 * passes[0][0]
+
+
+def counted(learned: ClassificationTask) -> list[int]:
+    """How many losses it computes from now on."""
+    loss, found = learned.loss, [0]
+
+    def counting(*inputs: Any) -> Any:
+        found[0] += 1
+        return loss(*inputs)
+
+    learned.loss = counting  # type: ignore[method-assign]
+    return found
 
 
 def test_checkpointed_activations_change_nothing(tiny_bert: Path, tmp_path: Path) -> None:
@@ -122,6 +137,7 @@ def test_checkpointed_activations_change_nothing(tiny_bert: Path, tmp_path: Path
         learned = task(tiny_bert)
         config = TrainConfig(epochs=1, batch_size=16, gradient_checkpointing=checkpointed)
         fit(learned, config, 1, print, tmp_path / str(checkpointed))
+        assert learned.model.is_gradient_checkpointing == checkpointed
         found.append(whole(learned.model))
     assert torch.equal(*found)
 

@@ -1,6 +1,5 @@
 """What one of two training workers does in test_engines; both run all cases in turn."""
 
-import contextlib
 import os
 import sys
 from pathlib import Path
@@ -52,11 +51,16 @@ def curve(tiny_bert: Path, name: str, workers: int, out: Path) -> None:
         for attempt in range(1 if kind == "undisturbed" else 2):
             learned = without_dropout(task(tiny_bert, 6))
             learned.rows = reweighted(learned.rows, [1.0, 0.3, 0.0] * 4)
-            if kind == "stopped" and not attempt:
+            is_stopped = kind == "stopped" and not attempt
+            if is_stopped:
                 stop_after(learned, 18 * (config.micro_batch_size or 1))
             entries: list[dict[str, float]] = []
-            with contextlib.suppress(KeyboardInterrupt):
+            try:
                 progress = fit(learned, config, 5, entries.append, work, total_steps=STEPS)
+            except KeyboardInterrupt:
+                assert is_stopped
+            else:
+                assert not is_stopped
         if not dist.is_initialized() or dist.get_rank() == 0:
             write_json(out / f"{kind}.json", progress.evaluations)
 
