@@ -6,8 +6,9 @@
 The models of a finished run, real ends. In turn in each repetition:
 
 - plain loop: `generate` in batches of 32, `pipeline("text-classification")` with batches of 32, as
-  transformers' documentation has them; a text is accepted if the teacher gives the intended label
-  with τ or more, it passes the screens, and it is new.
+  transformers' documentation has them, in fp32; a text is accepted if the teacher gives the
+  intended label with τ or more, it has enough words, and it is new. The other screens, which cost
+  it nothing, are left out.
 - one process: our stages without Ray, for each `synthesis.precision`.
 - the stream: units in the middle of a longer stream, with Ray, files, receipts, ledger; the same.
 

@@ -105,7 +105,8 @@ class TrainConfig(Config):
     early_stopping: Annotated[int, Field(ge=0, le=1000)] = 0
     """Evaluations without a better metric before training stops; 0 never stops early."""
     checkpoint_every: PositiveInt | None = None
-    """Optimiser steps between checkpoints; null: at evaluations, when 20 seconds have passed."""
+    """Optimiser steps between checkpoints; null: at evaluations, when 20 seconds have passed, and
+    every five minutes between."""
     max_restarts: Annotated[int, Field(ge=0, le=1000)] = 3
     """Deaths of workers in a row, without a checkpoint between, after which the training ends."""
 

@@ -176,15 +176,17 @@ def packed(
 
     for piece in pieces:
         rest, is_head = [*piece] if after is not None else [*piece, before], after is None
-        while rest:
-            if len(row) + len(rest) > room and len(row) >= config.min_length:
+        done = 0
+        while done < len(rest):
+            if len(row) + len(rest) - done > room and len(row) >= config.min_length:
                 yield framed()
                 row = []
             if is_head and not row:
                 row = [before]
             is_head = False
             taken = room - len(row)
-            row, rest = row + rest[:taken], rest[taken:]
+            row = row + rest[done : done + taken]
+            done += taken
             if len(row) == room:
                 yield framed()
                 row = []

@@ -17,6 +17,7 @@ from transformers import (
 from sentisynth.errors import ModelError
 from sentisynth.models.loading import load_pretrained, load_tokenizer, read_config, resolve_model
 
+_TEXTS_AT_ONCE = 2048  # the tokenizer keeps what it cut off until all are done
 FRESH, FIRST_LAYERS = "fresh:", "teacher:"
 FRESH_POSITIONS = 512
 SHAPES: dict[str, dict[str, Any]] = {
@@ -148,7 +149,10 @@ def tokenize(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_length: int
 ) -> list[list[int]]:
     """Token ids of each text, cut off at `max_length`; at least one token each."""
-    ids = tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]
+    ids = list[list[int]]()
+    for first in range(0, len(texts), _TEXTS_AT_ONCE):
+        part = list(texts[first : first + _TEXTS_AT_ONCE])
+        ids += tokenizer(part, truncation=True, max_length=max_length)["input_ids"]
     return [row or [tokenizer.pad_token_id] for row in ids]
 
 

@@ -1,8 +1,8 @@
 """Ray Data: documents to packed rows of tokens, on all CPUs."""
 
 import logging
+from collections.abc import Iterable, Iterator
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from sentisynth.errors import DataError
 from sentisynth.models.loading import load_tokenizer
 from sentisynth.training.rows import Rows
 
-_DOCUMENTS_A_TASK = 1024
+_CHARACTERS_A_TASK, _OF_A_DOCUMENT = 2**20, 200  # what a document costs, however short it is
 _TEXT, _ROWS, _HELD_OUT, _EMPTY = "text", "rows", "held_out", "empty"
 _PACKED = pa.schema(
     {_ROWS: pa.large_list(pa.large_list(pa.int32())), _HELD_OUT: pa.bool_(), _EMPTY: pa.bool_()}
@@ -39,7 +39,7 @@ def pack_corpus(config: PretrainConfig, tokenizer: Path) -> tuple[Rows, Rows, di
         batches = _documents(config.text).map_batches(
             partial(_pack, config=config, tokenizer=tokenizer),
             batch_format="pyarrow",
-            batch_size=_DOCUMENTS_A_TASK,
+            batch_size=None,  # a block
         )
         found = list(batches.iter_batches(batch_format="pyarrow", batch_size=None))
     finally:
@@ -63,9 +63,21 @@ def _documents(config: TextConfig) -> ray.data.Dataset:
     """Blocks of documents. They are read here: a corpus need not lie where other nodes see it, and
     tokenizer and rows have the same documents.
     """
-    texts = read_documents(config)
-    blocks = iter(lambda: list(islice(texts, _DOCUMENTS_A_TASK)), [])
-    return ray.data.from_arrow([pa.table({_TEXT: block}) for block in blocks])
+    blocks = (ray.put(pa.table({_TEXT: block})) for block in _blocks(read_documents(config)))
+    return ray.data.from_arrow_refs([*blocks])
+
+
+def _blocks(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Documents of a task, by their size: a line may be a document, and so may be a book."""
+    block, size = list[str](), 0
+    for text in texts:
+        block.append(text)
+        size += len(text) + _OF_A_DOCUMENT
+        if size > _CHARACTERS_A_TASK:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
 
 
 def _pack(documents: pa.Table, *, config: PretrainConfig, tokenizer: Path) -> pa.Table:

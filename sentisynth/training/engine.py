@@ -136,7 +136,9 @@ class TorchEngine:
         self._model = model.to(self.device)
         self.autocast = autocast_dtype(config.precision, self.device)
         self._rank, self._world, self._max_norm = rank, world, config.max_grad_norm
-        self.forward = DistributedDataParallel(model) if world > 1 else model
+        self.forward = model
+        if world > 1:  # no second copy of the gradients
+            self.forward = DistributedDataParallel(model, gradient_as_bucket_view=True)
         self._scaler = torch.amp.GradScaler(
             self.device.type, enabled=self.autocast == torch.float16 and self.device.type == "cuda"
         )

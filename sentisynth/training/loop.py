@@ -28,6 +28,7 @@ from sentisynth.training.rows import Rows, share_out, world
 _LEAST_WEIGHT = 1e-12
 _BUCKET_BATCHES = 16  # rows of this many batches are sorted by length together
 _CHECKPOINT_S = 20.0  # a training of seconds writes no checkpoint before its end
+_LONGEST_UNSAVED_S = 300.0  # that a loss may cost where an evaluation is far
 _PULSE_STEPS, _PULSE_S = 20, 5.0  # the loss is told between evaluations
 LOWER_IS_BETTER = ("perplexity", "validation_loss")
 
@@ -138,6 +139,9 @@ def evaluations(
                 )
             waited = time.monotonic() - saved > _CHECKPOINT_S and config.checkpoint_every is None
             is_due = is_due or progress.is_finished or _agreed(waited, engine.device)
+        elif not is_due and config.checkpoint_every is None:
+            waited = time.monotonic() - saved > _LONGEST_UNSAVED_S
+            is_due = _agreed(waited, engine.device)
         if is_due:
             _save(work, progress, engine, best, rank)
             saved = time.monotonic()

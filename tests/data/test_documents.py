@@ -133,3 +133,13 @@ def test_a_generators_rows_have_an_end_of_text_around_each_sentence(
     pieces: list[list[int]], wanted: list[list[int]]
 ) -> None:
     assert list(packed(pieces, 0, None, settings(max_length=8, min_length=3))) == wanted
+
+
+def test_a_task_has_documents_by_their_size() -> None:
+    from sentisynth.runtime.corpus import _blocks
+
+    lines, books = ["a line"] * 30_000, ["a book" * 100_000] * 3
+    found = [[*map(len, block)] for block in _blocks([*lines, *books])]
+    assert [n for block in found for n in block] == [*map(len, [*lines, *books])]
+    assert all(sum(block) < 2**21 for block in found) and max(map(len, found)) > 4000
+    assert len(found) > 6

@@ -12,7 +12,8 @@ from sentisynth.config.types import TrainConfig
 from sentisynth.errors import ModelError
 from sentisynth.models.classifier import load_classifier
 from sentisynth.models.vocabulary import embedding_name
-from sentisynth.training.checkpoint import best_weights, put_weights, read_progress
+from sentisynth.training import loop
+from sentisynth.training.checkpoint import Progress, best_weights, put_weights, read_progress
 from sentisynth.training.loop import decay_until, endless_batches, evaluations, fit
 from sentisynth.training.rows import Rows
 from sentisynth.training.tasks import (
@@ -90,7 +91,6 @@ def test_a_step_learns_from_the_weighted_mean(tiny_bert: Path, tmp_path: Path) -
 def test_the_loss_is_told_between_evaluations_and_changes_nothing(
     tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sentisynth.training import loop
 
     config = TrainConfig(epochs=20, batch_size=20, eval_every=30)
     told: dict[float, list[dict[str, float]]] = {}
@@ -104,6 +104,23 @@ def test_the_loss_is_told_between_evaluations_and_changes_nothing(
     assert [entry["step"] for entry in calm] == [30, 60]
     assert [entry["step"] for entry in often] == [20, 30, 40, 60]
     assert [entry for entry in often if "macro_f1" in entry] == calm
+
+
+def test_a_long_epoch_is_saved_on_the_way(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, saved = loop._save, list[int]()
+
+    def told(work: Path, progress: Progress, *rest: Any) -> None:
+        saved.append(progress.step)
+        save(work, progress, *rest)
+
+    monkeypatch.setattr(loop, "_LONGEST_UNSAVED_S", -1.0)
+    monkeypatch.setattr(loop, "_save", told)
+    learned = task(tiny_bert)
+    config = TrainConfig(epochs=1, batch_size=1)
+    fit(learned, config, 1, print, tmp_path)
+    assert saved == [20, 40, 60] and len(learned.rows) == 60
 
 
 def test_accumulated_forward_passes_make_the_same_step(tiny_bert: Path, tmp_path: Path) -> None:
