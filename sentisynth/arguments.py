@@ -21,9 +21,9 @@ A KIND has a grid of its own; each of its points is trained for each of --seeds:
     alpha-beta 10 x 10   alpha 10   beta 10   tau 6   temperature 4   size 5   arms 3
 Beside keys of the recipe:
     dim.KEY=[a,b,c]          other values, or a dimension more: alpha, beta, tau, temperature,
-                             size, arm, student.model, learning_rate and others of student.train
-    search=grid|optuna       optuna draws samples=N points; then also dim.KEY=uniform(a,b) and
-                             loguniform(a,b)
+                             size, arm, student.model, student.train.learning_rate and others
+    search=grid|optuna       optuna draws samples=N points from ranges, dim.KEY=uniform(a,b) or
+                             loguniform(a,b), of alpha, beta, temperature and student.train's rates
     stopping=none|asha|median
     register=NAME            the best student becomes a version of that registered model
 """

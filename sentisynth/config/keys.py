@@ -25,6 +25,8 @@ def keys_of(config: BaseModel, prefix: str = "") -> Iterator[Key]:
     """All keys with a value of their own, in the order of their classes."""
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)
+        if name in getattr(config, "without_meaning", ()):
+            continue
         if isinstance(value, Config):
             yield from keys_of(value, f"{prefix}{name}.")
         else:

@@ -3,7 +3,7 @@
 References to models are as in `config.types`; texts are files that this machine reads.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -103,11 +103,13 @@ class StartConfig(Config):
     """A language model of the encoder's kind, shape and tokenizer, in place of one trained here."""
 
 
-_WITHOUT_MEANING = ("epochs", "metric", "early_stopping", "zero_stage", "deepspeed", "offload")
-
-
 class PretrainTrainConfig(TrainConfig):
     """As of any training, counted in steps."""
+
+    without_meaning: ClassVar[tuple[str, ...]] = (
+        *("epochs", "metric", "early_stopping"),
+        *("zero_stage", "deepspeed", "offload"),
+    )
 
     steps: PositiveInt = 10000
     """Optimiser steps in all; `epochs` has no meaning here."""
@@ -123,7 +125,7 @@ class PretrainTrainConfig(TrainConfig):
     @model_validator(mode="before")
     @classmethod
     def _with_meaning(cls, values: Any) -> Any:
-        for key in _WITHOUT_MEANING:
+        for key in cls.without_meaning:
             default = TrainConfig.model_fields[key].default
             if isinstance(values, dict) and values.get(key, default) != default:
                 raise ValueError(
