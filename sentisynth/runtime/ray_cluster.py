@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -54,6 +55,8 @@ def connected() -> Iterator[None]:
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE_BYTES,
         }
+        if shlex.quote(sys.executable) != sys.executable:  # Ray gives it to a shell as it is
+            options["runtime_env"] = {"py_executable": shlex.quote(sys.executable)}
         for name, value in _LOCAL.items():
             os.environ.setdefault(name, value)
     with tempfile.TemporaryDirectory(prefix="sentisynth-") as empty:

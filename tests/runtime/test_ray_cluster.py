@@ -7,7 +7,7 @@ import sys
 import pytest
 import ray
 
-from sentisynth.runtime.ray_cluster import cluster_resources, gpu_kinds
+from sentisynth.runtime.ray_cluster import cluster_resources, connected, gpu_kinds
 from sentisynth.runtime.watch import ClusterWatch, NodesGainedError
 
 NO_TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": "/nonexistent/token"}
@@ -38,6 +38,20 @@ def test_an_address_that_is_no_cluster_is_a_sentence(address: str, said: str) ->
         env={**os.environ, **NO_TOKEN, "RAY_ADDRESS": address},
     )
     assert said in done.stdout and "hunter2" not in done.stdout
+
+
+def test_an_interpreter_whose_path_has_a_space_is_quoted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray starts Ray Train's processes by a shell, and the training would wait for ever."""
+    options: dict[str, object] = {}
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **given: options.update(given))
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setattr(sys, "executable", "/my projects/.venv/bin/python")
+    with connected():
+        assert options["runtime_env"] == {"py_executable": "'/my projects/.venv/bin/python'"}
 
 
 def test_gpus_of_another_kind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
