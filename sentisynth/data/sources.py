@@ -112,10 +112,13 @@ def _read_columns(reference: str, config: DataConfig) -> tuple[list[Any], list[A
 def _read_json_lines(path: Path, wanted: tuple[str, str]) -> tuple[list[list[Any]], list[str]]:
     """The wanted columns, whatever the others hold, and the names of all."""
     columns, names = list[list[Any]]([[], []]), dict[str, None]()
-    for _, row in json_lines(path, 2 * _LONGEST_TEXT):
-        names |= dict.fromkeys(row)
-        for column, name in zip(columns, wanted, strict=True):
-            column.append(whole(row.get(name)))
+    try:
+        for _, row in json_lines(path, 2 * _LONGEST_TEXT):
+            names |= dict.fromkeys(row)
+            for column, name in zip(columns, wanted, strict=True):
+                column.append(whole(row.get(name)))
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as jsonl: {error.strerror}") from None
     return columns, [*names] or [*wanted]
 
 

@@ -88,6 +88,21 @@ def test_a_file_that_is_not_utf8(tmp_path: Path, name: str) -> None:
         read_rows(str(path), config())
 
 
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
+def test_a_disk_that_fails_is_a_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write(tmp_path / name, [("fine", "good")])
+
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("pyarrow.csv.read_csv", fails)
+    monkeypatch.setattr(Path, "open", fails)
+    with pytest.raises(DataError, match=f"{name} cannot be read as .*Input/output error"):
+        read_rows(file, config())
+
+
 def test_a_name_of_a_column_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(b"gr\xf6\xdfe,text,label\n1,fine,good\n")
     with pytest.raises(DataError, match="is not UTF-8; convert it"):
