@@ -182,9 +182,11 @@ def _settings(run: Path, metrics: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _metric(run: Path) -> str:
     """What the students' weights were chosen by, in words."""
-    stamp = RunDirectory(run).read_stamp("student") or {}
-    metric = stamp.get("student", {}).get("train", {}).get("metric") or "macro_f1"
-    return {"macro_f1": "macro-F1", "validation_loss": "the loss"}.get(metric, str(metric))
+    found: Any = RunDirectory(run).read_stamp("student")
+    for key in ("student", "train", "metric"):  # of a stranger's stamp nothing is sure
+        found = found.get(key) if isinstance(found, dict) else None
+    metric = str(found or "macro_f1")
+    return {"macro_f1": "macro-F1", "validation_loss": "the loss"}.get(metric, metric)
 
 
 def _screens(ledger: dict[str, Any]) -> dict[str, int]:

@@ -181,8 +181,8 @@ def write_config(config: NamedConfig, directory: RunDirectory, versions: dict[st
     values = config.model_dump(mode="json", exclude={"tracking": {"uri"}})
     for name in ("teacher", "generator", "student") if isinstance(config, RunConfig) else ():
         made = (directory.readable_stamp(name) or {}).get(name)
-        if isinstance(made, dict):
-            train = {**values[name]["train"], **made.get("train", {})}
+        if isinstance(made, dict) and isinstance(made.get("train"), dict):
+            train = {**values[name]["train"], **made["train"]}
             values[name] = {**values[name], **made, "train": train}
     values = {**values, "fingerprint": fingerprint(values), "versions": versions}
     write_text(directory.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
