@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import pytest
 
+from sentisynth.config.outside import ClusterConfig
 from sentisynth.config.types import TrainConfig
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.flows import training
@@ -82,7 +83,7 @@ def test_for_machines_a_training_tells_its_figures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     entry = {"step": 20, "total_steps": 100, "macro_f1": 0.75, "train_loss": 0.5}
-    monkeypatch.setattr(training, "run_training", lambda *given: given[3](entry))
+    monkeypatch.setattr(training, "run_training", lambda *given, **_: given[3](entry))
     console, log = Console("json"), SimpleNamespace(metrics=lambda *_, **__: None)
 
     def do(name: str, title: str, parts: Any, build: Any) -> None:
@@ -91,7 +92,13 @@ def test_for_machines_a_training_tells_its_figures(
             build(tmp_path, log)
 
     directory = RunDirectory(tmp_path)
-    place: Any = SimpleNamespace(console=console, directory=directory, do=do, gather=lambda: None)
+    place: Any = SimpleNamespace(
+        console=console,
+        directory=directory,
+        do=do,
+        gather=lambda: None,
+        cluster=ClusterConfig(),
+    )
     train, job, card = TrainConfig(), cast(Any, None), lambda _: "card"
     training.train_on_ray(place, "teacher", "A", {}, train, job, [], card)
     told = entries(capsys.readouterr().err)

@@ -151,7 +151,7 @@ def test_a_checkpoint_is_gone_on_with_in_smaller_pieces_and_by_another_engine(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def out_of_memory(*_: object) -> None:
+    def out_of_memory(*_: object, **__: object) -> None:
         raise TrainingError("the worker died of memory")
 
     monkeypatch.setattr("sentisynth.flows.training.run_training", out_of_memory)
