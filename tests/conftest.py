@@ -1,6 +1,7 @@
 """Shared fixtures: real text, tiny real models, one Ray session, one finished run."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -139,3 +140,9 @@ def finished_run(
     out = tmp_path_factory.mktemp("runs") / "quick"
     assert main(["run", "quickstart", *quick_overrides, "--out", str(out)]) == 0
     return out
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to damage or to go on with."""
+    return Path(shutil.copytree(finished_run, tmp_path / "copy"))

@@ -11,21 +11,6 @@ _MOST_WORDS = 600
 _NO_YAML = (yaml.YAMLError, ValueError, AttributeError, KeyError, RecursionError)
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML takes the last of two equal keys without a word; here they are an error."""
-
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node: yaml.MappingNode = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} is written twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
-        return node
-
-
 def read_mapping(text: str, name: str) -> dict[str, Any]:
     """The keys of a text that is called `name`. Raises ConfigError."""
     try:
@@ -47,4 +32,27 @@ def parse_value(text: str) -> Any:
 
 
 def _loaded(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # noqa: S506  a SafeLoader
+    """PyYAML takes the last of two equal keys without a word; here they are an error."""
+    left, seen = [yaml.compose(text, Loader=yaml.SafeLoader)], set[int]()
+    while left:
+        node = left.pop()
+        if id(node) in seen:  # an anchor may hold itself
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated([key for key, _ in node.value])
+            left += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            left += node.value
+    return yaml.safe_load(text)
+
+
+def _refuse_repeated(keys: list[yaml.Node]) -> None:
+    known = set[str]()
+    for key in keys:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in known:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"the key {key.value!r} is written twice", problem_mark=key.start_mark
+                )
+            known.add(key.value)
