@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import ray
@@ -49,6 +50,8 @@ def test_an_interpreter_whose_path_has_a_space_is_quoted(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", lambda **given: options.update(given))
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    # else it would end the processes of the session that other tests share
+    monkeypatch.setattr("sentisynth.runtime.ray_cluster.workers_ended", nullcontext)
     monkeypatch.setattr(sys, "executable", "/my projects/.venv/bin/python")
     with connected():
         assert options["runtime_env"] == {"py_executable": "'/my projects/.venv/bin/python'"}
