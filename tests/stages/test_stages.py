@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 import torch
 
 from sentisynth import schema
@@ -263,11 +262,14 @@ def test_verify_passes_on_a_unit_without_survivors(teacher: Path) -> None:
     assert scored[schema.TEACHER_LOGITS].to_pylist() == [None, None]
 
 
-def test_the_screen_of_the_stream_has_both_kinds_of_real_rows(ray_session: None) -> None:
+def test_the_screen_of_the_stream_has_both_kinds_of_real_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     held_out, seed = (
         ["a slow film that finds its heart late"],
         ["two hours of noise and no plot at all"],
     )
-    screen = build_screen(ScreensConfig(), [ray.put((held_out, seed))])
+    monkeypatch.setattr("ray.get", lambda sent: sent)  # no session: others have ended theirs
+    screen = build_screen(ScreensConfig(), [(held_out, seed)])
     table = screen(Unit(0, 0, 2), candidates([*held_out, *seed], 9))
     assert table[schema.REJECT_REASON].to_pylist() == [schema.LEAK, schema.SEED_COPY]
