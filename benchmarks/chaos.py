@@ -1,6 +1,7 @@
 """Kill the stream at random and compare what it made with an undisturbed run.
 
     python benchmarks/chaos.py --kills 200 [--seed N] [--json FILE] [--run DIR]
+        [--undisturbed DIR]
 
 A several-node Ray cluster on this machine runs `sentisynth synthesize` with tiny models that it
 trains first. Workers of every stage, the plan's mailbox, raylets (whole nodes) and the driver get
@@ -72,16 +73,26 @@ def pools(actors: int) -> list[str]:
 
 
 def torment(
-    recipe: list[str], work: Path, run: Path, kills: int, seed: int, n_nodes: int, actors: int
+    recipe: list[str],
+    work: Path,
+    run: Path,
+    calm: Path | None,
+    kills: int,
+    seed: int,
+    n_nodes: int,
+    actors: int,
 ) -> Found:
-    """Run, kill, restart and compare until there were `kills` kills. `run` has trained models."""
+    """Run, kill, restart and compare until there were `kills` kills. `run` has trained models;
+    `calm` a pool and dataset that nothing disturbed, else they are made.
+    """
     choose, found = random.Random(seed), Found()
     nodes = Nodes(n_nodes)
     try:
-        calm = _copy(run, work / "calm")
-        driver = Driver(recipe, calm, work / "trace-calm", nodes.address)
-        if driver.wait() != 0:
-            raise SystemExit(f"the undisturbed run failed:\n{driver.told()}")
+        if calm is None:
+            calm = _copy(run, work / "calm")
+            driver = Driver(recipe, calm, work / "trace-calm", nodes.address)
+            if driver.wait() != 0:
+                raise SystemExit(f"the undisturbed run failed:\n{driver.told()}")
         wanted = digests(calm)
         while found.kills.total() < kills:
             out, trace = work / f"run-{found.rounds}", work / f"trace-{found.rounds}"
@@ -265,6 +276,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=3, help="beside the head")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--run", type=Path, help="a run with models trained on these settings")
+    parser.add_argument("--undisturbed", type=Path, help="a run of these settings that is done")
     parser.add_argument("overrides", nargs="*", default=TINY, metavar="key=value")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -277,7 +289,8 @@ def main() -> None:
             train(recipe, run)
         recipe += [f"synthesis.n_per_class={arguments.n_per_class}"]
         kills, seed = arguments.kills, arguments.seed
-        found = torment(recipe, work, run, kills, seed, arguments.nodes, arguments.actors)
+        calm, n_nodes, actors = arguments.undisturbed, arguments.nodes, arguments.actors
+        found = torment(recipe, work, run, calm, kills, seed, n_nodes, actors)
     figures = report(found, time.monotonic() - started)
     for name, value in figures.items():
         print(f"{name:54} {value}")

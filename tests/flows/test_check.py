@@ -30,7 +30,7 @@ def test_check_asks_for_what_was_made_and_that_the_pool_is_the_datasets(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("n_per_class: 30", "n_per_class: 7"))
+    (run / "config.yaml").write_text(config.replace("n_per_class: 60", "n_per_class: 7"))
     assert (run / "config.yaml").read_text() != config
     assert main(["check", str(run)]) == 0
     manifest = json.loads((run / "pool" / "manifest.json").read_text())
@@ -39,6 +39,28 @@ def test_check_asks_for_what_was_made_and_that_the_pool_is_the_datasets(
     (run / "pool" / "manifest.json").write_text(json_text(manifest))
     assert main(["check", str(run)]) == 1
     assert "was made from another pool" in capsys.readouterr().out
+
+
+def test_check_takes_the_classes_from_the_rows(run: Path) -> None:
+    """config.yaml is written at a command's end, which may not have come."""
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("- positive", "- good\n  - bad"))
+    assert main(["check", str(run)]) == 0
+
+
+@pytest.mark.parametrize("card", [None, "# a dataset\n", "---\nlicense: mit\n---\n# a dataset\n"])
+def test_check_asks_for_the_card_that_names_the_splits(
+    run: Path, card: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = run / "dataset" / "README.md"
+    text = file.read_text()
+    file.write_text(text.replace("---\n", "---\nlicense: mit\n", 1) + "More.\n")
+    assert main(["check", str(run)]) == 0
+    file.unlink()
+    if card is not None:
+        file.write_text(card)
+    assert main(["check", str(run)]) == 1
+    assert "README.md does not name the splits" in capsys.readouterr().out
 
 
 def changed(table: pa.Table, column: str, values: list[Any]) -> pa.Table:
@@ -72,7 +94,7 @@ def damaged_dataset(dataset: Path, kind: str) -> None:
     ("kind", "told"),
     [
         ("a synthetic row in a real split", "test.parquet holds synthetic rows"),
-        ("a row too few", "has 29 synthetic rows, not 30"),
+        ("a row too few", "has 59 synthetic rows, not 60"),
         ("a row twice", "1 candidates are in the dataset twice"),
         ("a text of the test rows", "1 texts of train.parquet are in test.parquet as well"),
     ],

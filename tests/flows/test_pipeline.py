@@ -65,11 +65,11 @@ def test_exactly_n_synthetic_rows_a_class_and_a_ledger_that_adds_up(finished_run
     parts = [read(finished_run, n) for n in ("train", "synthetic_validation", "synthetic_test")]
     rows = pa.concat_tables(parts)
     synthetic = rows.filter(rows[schema.IS_SYNTH])
-    assert np.bincount(synthetic[schema.LABELS].to_numpy()).tolist() == [30, 30]
-    assert len(set(synthetic[schema.CANDIDATE_ID].to_pylist())) == 60
+    assert np.bincount(synthetic[schema.LABELS].to_numpy()).tolist() == [60, 60]
+    assert len(set(synthetic[schema.CANDIDATE_ID].to_pylist())) == 120
     manifest = json.loads((finished_run / "pool" / "manifest.json").read_text())
     for entry in manifest["ledger"].values():
-        assert adds_up(entry) and entry["accepted"] >= 30
+        assert adds_up(entry) and entry["accepted"] >= 60
     generated = sum(entry["generated"] for entry in manifest["ledger"].values())
     assert len(read_pool(finished_run)) == generated == manifest["rows"]
 
@@ -155,7 +155,7 @@ def test_metrics_hold_what_the_method_asks_for(finished_run: Path) -> None:
             assert np.sum(arm[split]["confusion"]) == 40
     assert metrics["generator"]["perplexity"] > 1
     synthesis = metrics["synthesis"]
-    assert synthesis["rows"] == {"negative": 30, "positive": 30}
+    assert synthesis["rows"] == {"negative": 60, "positive": 60}
     assert 0 < synthesis["distinct_1"] < synthesis["distinct_2"] <= 1
     assert 0 < synthesis["soft_label_entropy"] <= np.log(2)
     assert metrics["gain"]["low"] <= metrics["gain"]["macro_f1"] <= metrics["gain"]["high"]
@@ -320,13 +320,13 @@ def test_a_larger_quota_extends_the_pool(
 ) -> None:
     first = {p: p.stat().st_mtime_ns for p in (run / "pool").glob("label=*/*.parquet")}
     two_actors = ["synthesis.generate_pool.max_actors=2", "synthesis.verify_pool.max_actors=2"]
-    more = [*quick_overrides, *two_actors, "synthesis.n_per_class=50", "--out", str(run)]
+    more = [*quick_overrides, *two_actors, "synthesis.n_per_class=100", "--out", str(run)]
     assert main(["synthesize", "quickstart", *more]) == 2  # the dataset would be another
     more.append("--overwrite")
     assert main(["synthesize", "quickstart", *more]) == 0
     assert {p: p.stat().st_mtime_ns for p in first} == first
     manifest = json.loads((run / "pool" / "manifest.json").read_text())
-    assert all(entry["accepted"] >= 50 for entry in manifest["ledger"].values())
+    assert all(entry["accepted"] >= 100 for entry in manifest["ledger"].values())
 
 
 def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
@@ -340,7 +340,7 @@ def test_a_quota_out_of_reach_ends_with_the_cause_and_keeps_what_was_made(
     hopeless = ["synthesis.tau=1", "synthesis.max_candidates_per_class=64"]
     command = ["synthesize", "quickstart", *quick_overrides, *hopeless, "--out", str(run)]
     assert main(command) == 2
-    told = "accepted rows of 30 after 64 .*; the commonest reason is (below_tau|wrong_label)"
+    told = "accepted rows of 60 after 64 .*; the commonest reason is (below_tau|wrong_label)"
     told += ".*: .*train a better generator.*; what was made is kept"
     assert re.search(told, capsys.readouterr().err.splitlines()[-1])
     assert not (run / "pool" / "manifest.json").exists() and not (run / "dataset").exists()

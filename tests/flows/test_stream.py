@@ -82,16 +82,16 @@ def test_placement_and_order_change_no_byte(
 
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_or_made_twice_when_ten_things_are_killed(
-    models: Path, tmp_path: Path, quick_overrides: list[str]
+    models: Path, finished_run: Path, tmp_path: Path, quick_overrides: list[str]
 ) -> None:
     """A small `benchmarks/chaos.py`; in a process of its own, since it has a cluster of its own.
 
     Its actors run all stages, as on any machine without a GPU; `make chaos` kills both kinds.
     """
     json_file = tmp_path / "chaos.json"
-    options = ["--kills", "10", "--n-per-class", "60", "--seed", "3"]
-    options += ["--actors", "1", "--nodes", "2"]
-    options += ["--run", str(models), "--json", str(json_file), *quick_overrides]
+    options = ["--kills", "10", "--n-per-class", "60", "--seed", "3", "--actors", "1"]
+    options += ["--nodes", "2", "--run", str(models), "--undisturbed", str(finished_run)]
+    options += ["--json", str(json_file), *quick_overrides]
     done = subprocess.run(
         [sys.executable, "benchmarks/chaos.py", *options],
         capture_output=True,
