@@ -185,19 +185,20 @@ def test_a_tracking_password_of_the_environment_is_not_told(
     "link",
     [
         *(".lock", "config.yaml", "mlflow.json", "pool", "pool/manifest.json"),
-        *("sweep/tau/shared", ".training/teacher/ray"),
+        *("sweep/tau/shared", ".training/teacher/ray", "teacher/metrics.json"),
     ],
 )
+@pytest.mark.parametrize("name", ["run", "pool"])
 def test_links_out_of_the_run_directory_are_not_followed(
-    link: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    link: str, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("precious")
-    path = tmp_path / "run" / link
+    path = tmp_path / name / link
     path.parent.mkdir(parents=True)
     path.symlink_to(outside if link == "pool" else outside / "file")
-    run = str(tmp_path / "run")
+    run = str(tmp_path / name)
     for command in (
         ["teacher", "quickstart", "--out", run],
         ["preview", "quickstart", "--out", run],

@@ -40,8 +40,8 @@ class PoolConfig(Config):
     """Null: one a GPU of the cluster; where there is none, as many as the CPUs have threads for.
     There, pools that are set alike (threads, max_actors) are one: each actor runs all stages."""
     gpus: Annotated[float, Field(ge=0, le=64)] | None = None
-    """GPUs of an actor; null, where the cluster has any: 0.6 of one for a generator and 0.4 for a
-    teacher, so that each GPU holds one of each; else none."""
+    """GPUs of an actor, a part of one or whole ones; null, where the cluster has any: 0.6 of one
+    for a generator and 0.4 for a teacher, so that each GPU holds one of each; else none."""
     cpus: Annotated[float, Field(gt=0, le=4096)] | None = None
     """CPUs that Ray reserves for an actor; null: an even share."""
     threads: Annotated[int, Field(ge=1, le=1024)] = 1
@@ -54,6 +54,8 @@ class PoolConfig(Config):
                 f"max_actors is {self.max_actors}; it must be at least min_actors, "
                 f"which is {self.min_actors}"
             )
+        if self.gpus is not None and self.gpus > 1 and self.gpus != int(self.gpus):
+            raise ValueError(f"gpus is {self.gpus:g}; above 1 it has to be a whole number")
         return self
 
 

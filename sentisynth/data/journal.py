@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sentisynth.data.files import write_bytes
 from sentisynth.data.receipts import Receipt
-from sentisynth.data.storage import remove_tree
+from sentisynth.data.storage import children, remove_tree
 from sentisynth.data.units import Unit
 
 DIRECTORY = ".receipts"
@@ -42,8 +42,9 @@ class Journal:
 
     def read(self, first: int) -> None:
         """Take in the receipts of the files from this number on."""
-        for path in sorted(self._directory.glob(f"*{_SUFFIX}")):
-            if path.stem.isdecimal() and int(path.stem) >= first:
+        for path in children(self._directory):
+            is_ours = path.suffix == _SUFFIX and path.stem.isdecimal()
+            if is_ours and int(path.stem) >= first:
                 self._read(path)
 
     def get(self, unit: Unit) -> Receipt | None:

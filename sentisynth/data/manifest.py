@@ -15,7 +15,7 @@ from sentisynth.data.files import json_text, sha256_file, write_json
 from sentisynth.data.ledger import SCORED, Ledger, Tally, adds_up
 from sentisynth.data.receipts import Receipt
 from sentisynth.data.storage import STAMP, is_file
-from sentisynth.data.units import Unit, read_unit, strange_names, units_on_disk
+from sentisynth.data.units import Unit, like_a_unit, read_unit, strange_names, units_on_disk
 from sentisynth.errors import RunDirectoryError
 from sentisynth.seeding import fingerprint
 
@@ -177,7 +177,7 @@ def check_pool(pool: Path) -> list[str]:
     files: dict[str, str] = manifest["files"]
     for name, digest in files.items():
         path = pool / name
-        if not path.is_file():
+        if not is_file(path):
             problems.append(f"{path} is missing")
         elif sha256_file(path) != digest:
             problems.append(f"{path} was altered: its sha256 is not the manifest's")
@@ -231,15 +231,9 @@ def _check_others(pool: Path, files: dict[str, str]) -> list[str]:
         for path in sorted(pool.rglob("*"))
         if path.is_file()
         and path not in ours
-        and not _like_a_unit(path)
+        and not like_a_unit(path)
         and path.parent.name != journal.DIRECTORY
     ]
-
-
-def _like_a_unit(path: Path) -> bool:
-    """Whether a file is looked at as a unit, or as a strange name of one."""
-    is_named = path.name.startswith("unit-") and path.suffix == ".parquet"
-    return is_named and path.parent.name.startswith("label=")
 
 
 def _check_ledger(manifest: dict[str, Any]) -> list[str]:

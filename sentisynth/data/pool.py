@@ -63,6 +63,7 @@ class PoolReader:
         self._counted_at = -math.inf
         self.n_damaged = 0
         self._kept: set[Unit] = set()
+        self._is_untouched = False  # since its manifest was written
         self.asked = Asked(n_per_class=synthesis.n_per_class, tau=synthesis.tau)
         """The most that this pool was ever asked for; known after `recover`."""
         manifest = readable_manifest(pool)
@@ -77,11 +78,15 @@ class PoolReader:
 
         A unit whose sha256 stands in the journal or the manifest is believed if it still has it;
         another one is read and checked. Of a large pool that has no manifest yet and lacks many
-        units, only the first are counted: see `offer` and `count`. Raises RunDirectoryError at a
-        unit of another plan.
+        units, only the first are counted: see `offer` and `count`; of one that is just what its
+        manifest says, and holds what is asked, none. Raises RunDirectoryError at a unit of another
+        plan.
         """
         self.asked = recorded(self._pool, self.asked)
         self._kept, self.n_damaged = set(), 0
+        if self._is_as_published():
+            remove_leftovers(self._pool)
+            return set(self._kept)
         left, n_files = math.inf if self._published else _COUNTING_S, self.journal.n_files
         for unit, is_whole, receipt in self._looked_at():
             if not is_whole:
@@ -123,6 +128,27 @@ class PoolReader:
         """Count what can be counted, for about so long. Raises as `offer`."""
         self._count_until(time.monotonic() + seconds)
         self._counted_at = time.monotonic()
+
+    def _is_as_published(self) -> bool:
+        """Whether the manifest's own counts hold the quota at this τ, and its files, and no others,
+        are there as it says: then nothing has to be counted.
+        """
+        manifest, synthesis = self._published, self._config.synthesis
+        if manifest is None or manifest["tau"] != synthesis.tau:
+            return False
+        ledgers = [manifest["ledger"].get(name) for name in self._config.data.labels]
+        told = [0 if ledger is None else ledger["accepted"] for ledger in ledgers]
+        if min(*told, manifest["n_per_class"]) < synthesis.n_per_class:
+            return False
+        files: dict[str, str] = manifest["files"]
+        units = list(units_on_disk(self._pool, synthesis.unit_size))
+        if {unit.name for unit in units} != files.keys():
+            return False
+        with ThreadPoolExecutor(_READERS) as readers:
+            whole = readers.map(lambda u: has_sha256(u, self._pool, files[u.name]), units)
+            self._is_untouched = all(whole)
+        self._kept = set(units) if self._is_untouched else set()
+        return self._is_untouched
 
     def _lacks_many(self) -> bool:
         """Whether far more is wanted than is there, as far as one can tell: a pool that is nearly
@@ -170,10 +196,10 @@ class PoolReader:
         self._check_quarantine(unit.label)
 
     def is_full(self, label: int) -> bool:
-        """Whether the counted prefix of a label holds the quota."""
+        """Whether the counted prefix of a label holds the quota, or the manifest answers for it."""
         tally = self.tallies[label]
         enough = tally.ledger.accepted >= self._config.synthesis.n_per_class
-        return enough and tally.next_number >= self._least[label]
+        return self._is_untouched or (enough and tally.next_number >= self._least[label])
 
     @property
     def all_full(self) -> bool:
@@ -182,6 +208,8 @@ class PoolReader:
 
     def horizons(self) -> list[int]:
         """For each label, the number below which units may be made, given what was counted."""
+        if self._is_untouched:
+            return list(self._least)
         return [self._horizon(label) for label in range(len(self.tallies))]
 
     def exhausted(self) -> int | None:
@@ -207,8 +235,10 @@ class PoolReader:
 
     @property
     def is_published(self) -> bool:
-        """Whether the manifest that is there says just what was counted."""
+        """Whether the manifest that is there says just what was counted, or would be."""
         manifest = self._published
+        if self._is_untouched:
+            return True
         if manifest is None or not self.all_full:
             return False
         names = {unit.name: digest for unit, digest in self.digests.items()}
@@ -240,6 +270,9 @@ class PoolReader:
 
     def publish(self) -> dict[str, Any]:
         """Write the manifest of what was counted; the journal has then done its duty."""
+        if self._is_untouched and self._published is not None:
+            self.tidy()
+            return self._published
         manifest = publish(
             self._pool,
             self._config,

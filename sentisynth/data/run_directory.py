@@ -275,7 +275,7 @@ class RunDirectory:
         for folder, folders, files in os.walk(self.path):
             inside = Path(folder)
             # of units there may be millions; they are renamed over a link, never through it
-            names = folders if inside.parent.name == "pool" else [*folders, *files]
+            names = folders if inside.parent == self.path / "pool" else [*folders, *files]
             for path in (inside / name for name in names):
                 if path.is_symlink() and not path.resolve().is_relative_to(root):
                     raise RunDirectoryError(

@@ -195,11 +195,15 @@ def _package_file(name: str) -> Path:
 
 def _read_hub(reference: str) -> pa.Table:
     import datasets
+    from huggingface_hub import errors
 
     name, _, split = reference.partition(":")
     try:
         rows = datasets.load_dataset(name, split=split or "train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (
+        *(OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError),
+        errors.HTTPError,  # type: ignore[attr-defined]  # httpx's, or httpx2's, which is no OSError
+    ) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(
             f"no file and no Hub dataset could be read as {reference!r} ({reason}); "

@@ -93,6 +93,26 @@ def is_file(path: Path) -> bool:
             return False
 
 
+def children(directory: Path) -> list[Path]:
+    """What lies in a directory, in order; nothing where there is none. Raises RunDirectoryError
+    where a store does not say: fsspec's globs take an error for nothing.
+    """
+    if not is_remote(directory):
+        return sorted(directory.iterdir()) if directory.is_dir() else []
+    remote = cast(Any, directory)
+    with answering(directory):
+        try:
+            found = remote.fs.ls(remote.path, detail=False)
+        except FileNotFoundError:
+            return []
+        own = remote.path.rstrip("/")
+        return sorted(
+            directory / name.rstrip("/").rpartition("/")[2]
+            for name in found
+            if name.rstrip("/") != own
+        )
+
+
 def put(path: Path, data: Any) -> None:
     """One PUT: the object is there whole, or not at all."""
     remote = cast(Any, path)

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from sentisynth import schema
 from sentisynth.data.files import write_bytes
+from sentisynth.data.storage import children
 from sentisynth.errors import RunDirectoryError
 
 _PLAN = b"sentisynth.plan"
@@ -111,7 +112,7 @@ def plan_of(path: Path) -> str | None:
 
 def units_on_disk(pool: Path, size: int) -> Iterator[Unit]:
     """Units that have a file, by label and number. Raises RunDirectoryError for a strange name."""
-    for path in sorted(pool.glob("label=*/unit-*.parquet")):
+    for path in _unit_files(pool):
         unit = _named(path, size)
         if unit is None:
             raise RunDirectoryError(f"{path} is not the name of a unit; remove it from the pool")
@@ -120,7 +121,19 @@ def units_on_disk(pool: Path, size: int) -> Iterator[Unit]:
 
 def strange_names(pool: Path) -> list[Path]:
     """Files that look like units and are not."""
-    return [p for p in sorted(pool.glob("label=*/unit-*.parquet")) if _named(p, 1) is None]
+    return [path for path in _unit_files(pool) if _named(path, 1) is None]
+
+
+def like_a_unit(path: Path) -> bool:
+    """Whether a file is looked at as a unit, or as a strange name of one."""
+    is_named = path.name.startswith("unit-") and path.suffix == ".parquet"
+    return is_named and path.parent.name.startswith("label=")
+
+
+def _unit_files(pool: Path) -> Iterator[Path]:
+    for folder in children(pool):
+        if folder.name.startswith("label="):
+            yield from (path for path in children(folder) if like_a_unit(path))
 
 
 def _named(path: Path, size: int) -> Unit | None:

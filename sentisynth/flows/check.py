@@ -17,6 +17,7 @@ from sentisynth.data.run_directory import STAGES, RunDirectory
 from sentisynth.data.storage import answering
 from sentisynth.data.text import normal_form
 from sentisynth.errors import RunDirectoryError
+from sentisynth.flows.dataset import SPLITS
 from sentisynth.seeding import fingerprint
 
 _SYNTHETIC = ("synthetic_validation", "synthetic_test")
@@ -59,8 +60,8 @@ def _check(directory: RunDirectory) -> list[str]:
         return problems if made else [*problems, f"{path} has no finished model yet"]
     if directory.pool.is_dir():
         found = check_pool(directory.pool)
-        near = _near_duplicates(directory, config)
-        problems += found or check_counts(directory.pool, config.data.labels, near)
+        near, labels = _near_duplicates(directory, config), _labels(directory, config)
+        problems += found or check_counts(directory.pool, labels, near)
         problems += _check_plan(directory)
     if (path / "dataset").is_dir():
         problems += _check_dataset(directory, config)
@@ -87,6 +88,15 @@ def _near_duplicates(directory: RunDirectory, config: RunConfig) -> float:
         return config.synthesis.screens.near_duplicates
 
 
+def _labels(directory: RunDirectory, config: RunConfig) -> Sequence[str]:
+    """Classes of the corpus, from which pool and dataset were made: config.yaml is as it was where
+    a later command was killed.
+    """
+    made: Any = directory.readable_stamp("corpus")
+    labels = (made or {}).get("labels")
+    return labels if isinstance(labels, list) else config.data.labels
+
+
 def _check_plan(directory: RunDirectory) -> list[str]:
     """Whether the pool's stamp is there and names the plan of the manifest."""
     stamp = directory.readable_stamp("pool")
@@ -108,6 +118,11 @@ def _check_dataset(directory: RunDirectory, config: RunConfig) -> list[str]:
     manifest = readable_manifest(directory.pool)
     if manifest is not None and manifest["plan"] != made["plan"]:
         problems.append(f"{path} was made from another pool than {directory.pool}")
+    if not _names_its_splits(path):
+        problems.append(
+            f"{path / 'README.md'} does not name the splits: load_dataset would join synthetic "
+            f"rows to real ones; `sentisynth synthesize … --overwrite` writes it anew"
+        )
     for name in _TABLES:
         file = path / f"{name}.parquet"
         try:
@@ -130,13 +145,21 @@ def _check_dataset(directory: RunDirectory, config: RunConfig) -> list[str]:
         table.filter(table[schema.IS_SYNTH])
         for table in (tables["train"], *(tables[name] for name in _SYNTHETIC))
     )
-    problems += _check_quota(synthetic, config.data.labels, made["n_per_class"])
+    problems += _check_quota(synthetic, _labels(directory, config), made["n_per_class"])
     learned = set(map(normal_form, tables["train"][schema.TEXT].to_pylist()))
     for name in ("validation", "test"):
         shared = learned & set(map(normal_form, tables[name][schema.TEXT].to_pylist()))
         if shared:
             problems.append(f"{len(shared)} texts of train.parquet are in {name}.parquet as well")
     return problems
+
+
+def _names_its_splits(dataset: Path) -> bool:
+    try:
+        card = (dataset / "README.md").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return card.startswith("---\n") and f"\n{SPLITS}" in card.partition("\n---\n")[0] + "\n"
 
 
 def _check_quota(synthetic: pa.Table, names: Sequence[str], quota: int) -> list[str]:

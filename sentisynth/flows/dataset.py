@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sentisynth import schema
+from sentisynth.config.references import portable
 from sentisynth.data.files import sha256_file, write_json, write_table, write_text
 from sentisynth.data.logits import logits_of
 from sentisynth.data.manifest import read_manifest, read_receipts
@@ -17,8 +18,7 @@ from sentisynth.flows.session import Session
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import read_splits
 
-_SPLITS = """\
----
+SPLITS = """\
 configs:
 - config_name: default
   data_files:
@@ -29,7 +29,6 @@ configs:
   data_files:
   - {split: validation, path: synthetic_validation.parquet}
   - {split: test, path: synthetic_test.parquet}
----
 """
 """What `load_dataset` takes from a directory; without it, a file's name decides, and synthetic rows
 would join the real ones that a student is judged by."""
@@ -92,11 +91,11 @@ def _teacher_logits(session: Session, split: str) -> Any:
 
 
 def _card(session: Session, tables: dict[str, pa.Table]) -> str:
-    config = session.config
+    config, source = session.config, portable(session.config)["data"]["source"]
     rows = "\n".join(f"| `{name}.parquet` | {table.num_rows:,} |" for name, table in tables.items())
-    return _SPLITS + (
+    return f"---\n{SPLITS}---\n" + (
         f"# {config.name}: dataset\n\n"
-        f"Real rows of `{config.data.source}` and rows made by a generator and verified by a "
+        f"Real rows of `{source}` and rows made by a generator and verified by a "
         f"teacher (sentisynth, seed {config.seed}). Classes: {', '.join(config.data.labels)}.\n\n"
         f"| file | rows |\n| --- | --- |\n{rows}\n\n"
         f"Load it by its directory, `datasets.load_dataset(DIR)`; by single files, name each: a "

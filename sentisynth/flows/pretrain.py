@@ -1,5 +1,6 @@
 """A base model from unlabelled text: tokenizer, packed rows, training; each is a stage."""
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ def run_pretrain(
     config: PretrainConfig, out: Path, console: Console, *, overwrite: bool = False
 ) -> None:
     """Make the base model in `out`/model. What was done before is not done again."""
-    root = Path(config.text.source).expanduser()
+    root = Path(os.path.expanduser(config.text.source))
     files = document_files(config.text)
     names = [path.relative_to(root).as_posix() if root.is_dir() else path.name for path in files]
     try:

@@ -50,16 +50,17 @@ def check_starts(config: RunConfig, sections: Sequence[str], read: Callable[[str
 
 
 def check_generation(session: Session) -> None:
-    """Raise ModelError for what would end generation after the hours of the trainings: int8 where
-    a generator will have a GPU, vLLM that is not installed. A pool that is kept has its own.
+    """Raise ModelError or PlacementError for what would end generation after the hours of the
+    trainings: actors that fit on no node, int8 where a generator will have a GPU, vLLM that is not
+    installed. A pool that is kept has its own.
     """
     synthesis, directory = session.config.synthesis, session.directory
     if not directory.overwrites and directory.readable_stamp("pool") is not None:
         return
     if synthesis.engine == "vllm":
         check_installed()
+    placed = place_stream(synthesis, cluster_resources()).generate
     if synthesis.precision == "int8":
-        placed = place_stream(synthesis, cluster_resources()).generate
         check_int8("cuda" if placed.gpus else "cpu")
 
 

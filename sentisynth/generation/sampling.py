@@ -80,7 +80,7 @@ def _nucleus(
     if not width:
         values, ids_BV = _all_kept(logits_BV, history, config, shift_B)
         probs = _probs(values, config)
-        n_kept = int((probs > 0).sum(dim=1).max())
+        n_kept = max(1, int((probs > 0).sum(dim=1).max()))  # of logits that are no numbers, one
         return probs[:, :n_kept], ids_BV[:, :n_kept]
     logits_BV = logits_BV.contiguous()
     raw_BL = logits_BV.gather(1, history.tokens_BL)
@@ -145,7 +145,7 @@ def _all_kept(
             return logits, torch.arange(logits.shape[1], device=logits.device).expand_as(logits)
         return logits.sort(dim=1, descending=True, stable=True)
     kth = logits.topk(config.top_k, dim=1).values[:, -1:]
-    n_kept = int((logits >= kth).sum(dim=1).max())
+    n_kept = max(1, int((logits >= kth).sum(dim=1).max()))
     values, ids = logits.topk(n_kept, dim=1)
     return values.masked_fill(values < kth, float("-inf")), ids
 

@@ -35,7 +35,8 @@ def load_generator(
     model = load_pretrained(AutoModelForCausalLM, path, dtype)
     known = tokenizer.get_vocab()
     taken = [t for t in control_tokens if t in known and t not in tokenizer.get_added_vocab()]
-    taken += [t for t in control_tokens if t in tokenizer.all_special_tokens[:1]]
+    own = {getattr(tokenizer, name) for name in tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
+    taken += [t for t in control_tokens if t in own]
     if taken:
         raise ModelError(
             f"the control token {taken[0]!r} is a token of {path} already; choose another"

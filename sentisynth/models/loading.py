@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from sentisynth.errors import ModelError
 from sentisynth.models.hub import download
 
+_UNREADABLE = (OSError, ValueError, KeyError, StrictDataclassError)
 _PACKAGE = resources.files("sentisynth") / "resources"
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer")
 
@@ -61,7 +63,7 @@ def resolve_config(reference: str) -> Any:
         return read_config(resolve_model(reference))
     try:
         return AutoConfig.from_pretrained(reference, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"the configuration of {reference!r} could not be read ({reason}); check the name and "
@@ -73,7 +75,7 @@ def read_config(path: Path) -> Any:
     """A model directory's configuration. Raises ModelError."""
     try:
         return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(f"{path} has a config.json that does not load: {reason}") from None
 
@@ -102,7 +104,7 @@ def load_pretrained(
             trust_remote_code=False,
             **options,
         )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (*_UNREADABLE, RuntimeError) as error:
         raise ModelError(f"{path} cannot be loaded: {' '.join(str(error).split())[:300]}") from None
 
 
@@ -131,8 +133,9 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"{path} has no tokenizer that loads: {str(error)[:300]}") from None
+    except Exception as error:  # noqa: BLE001  tokenizers raise bare Exceptions
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path} has no tokenizer that loads: {reason}") from None
     if not tokenizer("a good film", add_special_tokens=False)["input_ids"]:
         raise ModelError(f"{path} has no tokenizer files; give a directory with the tokenizer")
     if tokenizer.pad_token_id is None:

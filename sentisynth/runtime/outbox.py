@@ -13,6 +13,7 @@ from sentisynth.errors import RunDirectoryError, TrackingError
 Entry = dict[str, Any]
 ARTIFACTS = "artifacts"
 _REST_S = 60.0  # after a store did not answer, before it is asked again
+_REST = 20  # or so many times as long as it took to say so: who asks has other work
 
 
 class Outbox:
@@ -27,7 +28,7 @@ class Outbox:
         self._lock = threading.RLock()
         self._kept = file.is_file()
         self._entries: list[Entry] = _read(file) if self._kept else []
-        self._failed_at = 0.0
+        self._rests_until = 0.0
         self.error: TrackingError | None = None
         """Why the last entry was not taken."""
 
@@ -38,7 +39,7 @@ class Outbox:
         """Send an entry after all before it, now or later."""
         with self._lock:
             self._entries.append(entry)
-            if not self._failed_at or time.monotonic() - self._failed_at > _REST_S:
+            if time.monotonic() >= self._rests_until:
                 self.flush()
             else:
                 with self._file.open("a", encoding="utf-8") as stream:
@@ -47,13 +48,16 @@ class Outbox:
     def flush(self) -> bool:
         """Send what is here; returns whether nothing is left."""
         with self._lock:
-            self.error, self._failed_at = None, 0.0
+            self.error, self._rests_until = None, 0.0
             left: list[Entry] = []
             for i, entry in enumerate(self._entries):
+                begun = time.monotonic()
                 try:
                     self._send(entry)
                 except TrackingError as error:
-                    self.error, self._failed_at = error, time.monotonic()
+                    failed = time.monotonic()
+                    self.error = error
+                    self._rests_until = failed + max(_REST_S, _REST * (failed - begun))
                     left.append(entry)
                     if entry["what"] != ARTIFACTS:  # files may be kept elsewhere, and wait alone
                         left += self._entries[i + 1 :]

@@ -15,7 +15,8 @@ _MOST_CPUS_BESIDE_A_GPU = 4
 # Of a GPU that generator and teacher share: two generators do not fit on one, and once they are
 # placed, two teachers do not either. Halves would be filled by two of a kind.
 _SHARES_OF_A_GPU = (0.6, 0.4)
-_FIRST_GUESS, _ABOUT = 0.75, 0.2  # of GPUs for generation, until its pace is known
+_FIRST_GUESS = 0.75  # of GPUs for generation, until its pace is known
+_ABOUT = 0.2  # faster than now, or other sizes are not worth loading models again
 _SHARE_OF_CPUS = 0.8  # of all CPUs, for generation and verification together
 
 
@@ -100,7 +101,9 @@ def place_stream(config: SynthesisConfig, resources: Resources) -> Placement:
         for pool, n, share in zip(wanted, (1.0, 0.5), _SHARES_OF_A_GPU, strict=True)
     ]
     if _have_own_gpus(config, placed):
-        placed = _shared_out(placed, gpus, _FIRST_GUESS)
+        splits = _splits(placed, gpus)
+        own = round(gpus * _FIRST_GUESS) - math.ceil(placed[0].gpus)
+        placed = splits[min(max(own, 0), len(splits) - 1)]
     for name, pool in zip(names, placed, strict=True):
         if not resources.holds(pool.cpus, pool.gpus):
             raise PlacementError(
@@ -142,17 +145,19 @@ def _on_cpus(config: SynthesisConfig, resources: Resources) -> Placement:
 def balanced(
     config: SynthesisConfig, placement: Placement, resources: Resources, seconds: dict[str, float]
 ) -> Placement | None:
-    """Sizes of pools that have GPUs of their own, so that neither waits for the other: actors in
-    proportion to the seconds that a unit takes in each. None if that is about what they have.
+    """Sizes of pools that have GPUs of their own, with which the slower of the two, by the seconds
+    that a unit takes in each, is fastest. None if that is about what they do now.
     """
     pools = [placement.generate, placement.verify]
     if not _have_own_gpus(config, pools):
         return None
     share = seconds["generate"] / (seconds["generate"] + seconds["verify"])
-    generate, verify = _shared_out(pools, resources.gpus, share)
-    if abs(generate.max_actors - placement.generate.max_actors) < _ABOUT * generate.max_actors:
+    if not 0 < share < 1:
         return None
-    return Placement(generate=generate, verify=verify)
+    best = max(_splits(pools, resources.gpus), key=lambda placed: _pace(placed, share))
+    if _pace(best, share) < (1 + _ABOUT) * _pace(pools, share):
+        return None
+    return Placement(generate=best[0], verify=best[1])
 
 
 def _have_own_gpus(config: SynthesisConfig, placed: Sequence[PoolPlacement]) -> bool:
@@ -162,21 +167,26 @@ def _have_own_gpus(config: SynthesisConfig, placed: Sequence[PoolPlacement]) -> 
     return is_open and all(p.gpus for p in placed) and sum(p.gpus for p in placed) > 1
 
 
-def _shared_out(placed: Sequence[PoolPlacement], gpus: float, share: float) -> list[PoolPlacement]:
-    """A share of the GPUs for the first pool, the rest for the second, at least an actor each.
+def _splits(placed: Sequence[PoolPlacement], gpus: float) -> list[list[PoolPlacement]]:
+    """The ways to share the GPUs out between both pools, at least an actor each; the first has few.
 
     By whole GPUs: none holds actors of both, and what a GPU has left over holds none.
     """
-    first, second = placed
-    most = int(gpus) - math.ceil(second.gpus)
-    own = min(max(round(gpus * share), math.ceil(first.gpus)), most)
+    least = math.ceil(placed[0].gpus)
+    most = max(int(gpus) - math.ceil(placed[1].gpus), least)
     return [
-        dataclasses.replace(pool, min_actors=n, max_actors=n)
-        for pool, n in (
-            (first, _actors_on(own, first.gpus)),
-            (second, _actors_on(int(gpus) - own, second.gpus)),
-        )
+        [
+            dataclasses.replace(pool, min_actors=n, max_actors=n)
+            for pool, own in zip(placed, (first, int(gpus) - first), strict=True)
+            for n in [_actors_on(own, pool.gpus)]
+        ]
+        for first in range(least, most + 1)
     ]
+
+
+def _pace(placed: Sequence[PoolPlacement], share: float) -> float:
+    """How fast the slower pool is, where a unit spends this share of its seconds in the first."""
+    return min(placed[0].max_actors / share, placed[1].max_actors / (1 - share))
 
 
 def _actors_on(gpus: int, each: float) -> int:

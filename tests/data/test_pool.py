@@ -215,6 +215,20 @@ def test_a_smaller_quota_keeps_what_the_manifest_holds(finished: Path, config: R
         assert (finished / "manifest.json").read_bytes() == wanted
 
 
+def test_a_pool_that_is_as_its_manifest_says_is_not_counted(
+    finished: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are compared; of ten million candidates, texts would take minutes more."""
+    counted: list[object] = []
+    of = Receipt.of
+    monkeypatch.setattr(Receipt, "of", lambda *args: counted.append(args) or of(*args))
+    assert recovered(finished, config).is_published and not counted
+    assert recovered(finished, configured("synthesis.tau=0.1")).is_published and len(counted) == 4
+    flip(Unit(0, 1, SIZE).path(finished), 60)
+    reader = recovered(finished, config)
+    assert reader.n_damaged == 1 and not reader.is_published and not reader.all_full
+
+
 def test_units_of_another_plan_are_refused_and_kept(finished: Path, config: RunConfig) -> None:
     reader = PoolReader(finished, config, "another")
     with pytest.raises(RunDirectoryError, match="made under other settings"):

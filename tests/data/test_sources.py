@@ -210,3 +210,12 @@ def test_the_embedded_reviews_have_their_fixed_split() -> None:
         table = read_rows(f"package:rotten_tomatoes/{split}", config())
         assert table.num_rows == n
         assert sum(table["labels"].to_pylist()) * 2 == n
+
+
+def test_a_hub_dataset_that_is_a_script_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Dataset scripts are no longer supported, but found old.py")
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(DataError, match="'org/old:train' .*scripts are no longer supported"):
+        read_rows("org/old:train", config())

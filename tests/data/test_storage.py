@@ -42,6 +42,24 @@ def test_a_pool_on_s3_has_the_bytes_of_one_on_disk(
     assert manifests[0] == manifests[1]
 
 
+def test_a_store_that_does_not_list_a_pool_has_not_said_that_it_is_empty(
+    bucket: str, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = location(f"{bucket}/slow/pool")
+    fill(pool, 0, range(2))
+    ls = pool.fs.ls
+
+    def slow(path: str, **options: object) -> object:
+        if path.endswith("label=0"):
+            raise OSError("SlowDown")
+        return ls(path, **options)
+
+    monkeypatch.setattr(pool.fs, "ls", slow)
+    reader = PoolReader(pool, config, "plan")
+    with pytest.raises(RunDirectoryError, match="label=0 cannot be used: SlowDown"):
+        reader.recover()
+
+
 def test_damage_on_s3_is_found_and_mended_alone(bucket: str, config: RunConfig) -> None:
     pool = location(f"{bucket}/two/pool")
     for label in (0, 1):

@@ -9,7 +9,7 @@ import pytest
 
 import sentisynth
 from sentisynth.config.load import load_config
-from sentisynth.errors import ModelError, RunDirectoryError
+from sentisynth.errors import ConfigError, ModelError, PlacementError, RunDirectoryError
 from sentisynth.flows.parts import plan_parts, refuse_other_machines
 from sentisynth.flows.session import versions
 from sentisynth.flows.starts import check_generation
@@ -123,6 +123,21 @@ def test_int8_with_gpus_is_refused_before_the_trainings(
         check_generation(place)
     check_generation(session([], "cpu", 2**34))
     check_generation(session(["synthesis.precision=int8"], "cpu", 2**34, {"synthesis": {}}))
+
+
+def test_actors_that_fit_on_no_node_are_refused_before_the_trainings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def resources() -> Resources:
+        return Resources(node_cpus=(2.0,), node_gpus=(0.0,))
+
+    monkeypatch.setattr("sentisynth.flows.starts.cluster_resources", resources)
+    wide = ["synthesis.verify_pool.cpus=4"]
+    with pytest.raises(PlacementError, match="lower synthesis.verify_pool.cpus"):
+        check_generation(session(wide, "cpu", 2**34))
+    check_generation(session(wide, "cpu", 2**34, {"synthesis": {}}))  # a pool that is kept
+    with pytest.raises(ConfigError, match="gpus is 1.5; above 1 it has to be a whole number"):
+        load_config("quickstart", ["synthesis.generate_pool.gpus=1.5"])
 
 
 def test_a_vllm_that_is_not_there_is_told_before_the_trainings(

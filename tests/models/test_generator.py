@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from sentisynth.models.generator import (
     prompt_ids,
     training_ids,
 )
+from sentisynth.models.loading import load_tokenizer
 from sentisynth.training.tasks import language_rows
 from tests.conftest import reviews
 
@@ -84,3 +86,14 @@ def test_more_frozen_blocks_than_there_are(tiny_gpt2: Path) -> None:
 def test_a_word_of_the_vocabulary_cannot_be_a_control_token(tiny_gpt2: Path, token: str) -> None:
     with pytest.raises(ModelError, match="is a token of"):
         load_generator(str(tiny_gpt2), ["<NEG>", token])
+
+
+def test_the_end_of_texts_cannot_be_a_control_token_where_their_beginning_is_another(
+    tiny_gpt2: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(tiny_gpt2)
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    shutil.copytree(tiny_gpt2, tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    with pytest.raises(ModelError, match="'</s>' is a token of"):
+        load_generator(str(tmp_path / "model"), ["<NEG>", "</s>"])

@@ -8,7 +8,7 @@ import sentencepiece
 from huggingface_hub import constants
 
 from sentisynth.errors import ModelError
-from sentisynth.models.loading import load_tokenizer, resolve_model
+from sentisynth.models.loading import load_tokenizer, read_config, resolve_model
 
 PIECES = {"pad": "[PAD]", "bos": "[CLS]", "eos": "[SEP]", "unk": "[UNK]"}
 
@@ -63,3 +63,21 @@ def test_pickled_weights_alone_are_a_sentence_without_a_network(
     cached("main", "config.json", "pytorch_model.bin")
     with pytest.raises(ModelError, match="no Hub model could be read as 'org/name'"):
         resolve_model("org/name")
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"n_embd": "768"}, {"layer_norm_epsilon": "small"}, {"n_head": [12]}]
+)
+def test_a_configuration_of_wrong_types_is_a_sentence(tmp_path: Path, wrong: object) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"} | wrong))
+    with pytest.raises(ModelError, match="has a config.json that does not load"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": "1.0", "model": {"type": "Future"}}'])
+def test_a_tokenizer_that_cannot_be_read_is_a_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ModelError, match="has no tokenizer that loads"):
+        load_tokenizer(tmp_path)

@@ -36,18 +36,28 @@ def test_entries_go_out_at_once_and_leave_no_file(tmp_path: Path) -> None:
     assert store.taken == [0, 1, 2] and not (tmp_path / "pending").exists()
 
 
+@pytest.mark.parametrize(("seconds", "rest"), [(0.1, 60), (16, 320)])
 def test_a_store_that_is_away_is_not_asked_each_time_and_gets_all_in_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    seconds: float, rest: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = Store()
-    box = Outbox(tmp_path / "pending", store.send)
+    """One that takes long to say nothing is asked the more seldom."""
+    now, store = [1000.0], Store()
+
+    def send(entry: dict[str, Any]) -> None:
+        now[0] += 0 if store.up else seconds
+        store.send(entry)
+
+    monkeypatch.setattr(outbox.time, "monotonic", lambda: now[0])
+    box = Outbox(tmp_path / "pending", send)
     box.put(entry(0))
     store.up = False
-    for n in range(1, 6):
+    for n in range(1, 5):
         box.put(entry(n))
-    assert store.asked == 2 and len(box) == 5 and str(box.error) == "no answer"
     store.up = True
-    monkeypatch.setattr(outbox, "_REST_S", 0.0)
+    now[0] += rest - 1
+    box.put(entry(5))
+    assert store.asked == 2 and len(box) == 5 and str(box.error) == "no answer"
+    now[0] += 1
     box.put(entry(6))
     assert store.taken == [*range(7)] and box.error is None
     assert not (tmp_path / "pending").exists()

@@ -94,6 +94,23 @@ def test_pools_with_gpus_of_their_own_are_sized_by_their_pace() -> None:
         assert (better.generate.max_actors, better.verify.max_actors) == sizes
         assert better.generate.min_actors == sizes[0]
     assert balanced(own, first, cluster, {"generate": 4.0, "verify": 1.0}) is None
+    assert balanced(own, first, cluster, {"generate": 0.907, "verify": 0.093}) is None
+
+
+def test_pools_are_not_sized_to_be_slower_than_they_are() -> None:
+    """On four GPUs three generators and a teacher are slower than two of each."""
+    own = SynthesisConfig(generate_pool=PoolConfig(gpus=1), verify_pool=PoolConfig(gpus=1))
+    cluster = nodes(16, gpus=4)
+    first = place_stream(own, cluster)
+    assert (first.generate.max_actors, first.verify.max_actors) == (3, 1)
+    pace = {"generate": 0.5, "verify": 0.5}
+    two = balanced(own, first, cluster, pace)
+    assert two is not None and two.generate.max_actors == two.verify.max_actors == 2
+    assert balanced(own, two, cluster, {"generate": 0.63, "verify": 0.37}) is None
+
+
+def test_pools_that_share_gpus_or_are_set_keep_their_sizes() -> None:
+    cluster = Resources(node_cpus=(8,) * 4, node_gpus=(4,) * 4)
     shared = place_stream(SynthesisConfig(), cluster)
     assert balanced(SynthesisConfig(), shared, cluster, {"generate": 1.0, "verify": 9.0}) is None
     said = SynthesisConfig(
