@@ -32,7 +32,6 @@ import pyarrow.parquet as pq
 from chaos_nodes import Driver, Nodes
 from environment import environment
 
-HERE = Path(__file__).resolve().parent
 TINY = [
     "data.n_seed=96",
     "teacher.train.epochs=2",
@@ -42,6 +41,7 @@ TINY = [
     "synthesis.sampling.max_new_tokens=24",
 ]
 SHARES = {"worker": 0.70, "raylet": 0.12, "driver": 0.10, "before rename": 0.08}
+_BESIDE = "label=*/.unit-*.tmp"
 _STUCK_S = 180
 _MOST_A_RUN = 100  # so that of 200 each placement gets some
 
@@ -170,9 +170,9 @@ def _note_resume(driver: Driver, found: Found) -> None:
 
 def _kill_before_rename(pool: Path, trace: Path, nodes: Nodes, found: Found) -> int:
     """SIGKILL all writers while a unit lies beside its name; how many there were."""
-    deadline = time.monotonic() + 15
+    deadline, left = time.monotonic() + 15, {*pool.glob(_BESIDE)}  # by those who were killed before
     while time.monotonic() < deadline:
-        for beside in pool.glob("label=*/.unit-*.tmp"):
+        for beside in {*pool.glob(_BESIDE)} - left:
             writers = [pid for pid in nodes.workers() if f"{pid}" in _writers(trace)]
             for pid in writers:
                 with suppress(ProcessLookupError):

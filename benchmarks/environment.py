@@ -36,8 +36,11 @@ def versions() -> dict[str, str]:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    git = ["git", "rev-parse", "HEAD"]
-    commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
+    git = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return found
     return found | ({"git": commit.stdout.strip()} if commit.returncode == 0 else {})
 
 

@@ -7,8 +7,9 @@ Random weights of GPT-2 small's shape (124 M parameters, 50,257 tokens), a promp
 new ones, temperature 0.8, top-k 50, top-p 0.95, repetition penalty 1.2. Each engine runs in a
 process of its own, in turn in each repetition, so that all see the same weather. With `--ends`
 rows end as real texts do (the end token is made likely enough for some 22 tokens a row), and
-tokens are those before the end. The limit is that of an engine's precision, from the rate of
-matrix products and the memory bandwidth that are measured in the same run. Peers:
+tokens are those before the end. The limit of ours and of transformers is that of the precision,
+from the best rate of matrix products and memory bandwidth that are measured before each batch size
+and after; with `--ends`, and of peers with formats of their own, none is reckoned. Peers:
 the extra `bench`; OpenVINO and CTranslate2 need the model in their own formats
 beside it (`benchmarks/export_peers.sh DIR`), and are left out otherwise.
 """
@@ -51,7 +52,10 @@ class Worker:
         self.is_ready = self._answer() is not None
 
     def run(self, batch: int, ends: bool) -> dict[str, Any] | None:
-        print(json.dumps({"batch": batch, "ends": ends}), file=self._process.stdin, flush=True)
+        try:
+            print(json.dumps({"batch": batch, "ends": ends}), file=self._process.stdin, flush=True)
+        except BrokenPipeError:  # it has ended
+            return None
         return self._answer()
 
     def _answer(self) -> Any:
@@ -102,8 +106,8 @@ def main() -> None:
         make_model(arguments.model)
     on_gpu = torch.cuda.is_available()
     names = arguments.engines or (GPU_ENGINES if on_gpu else cpu_engines())
-    measured = limits(arguments.threads)
-    workers, left_out = [], {}
+    measured: dict[str, float] = {}
+    workers, left_out = [], dict[str, str]()
     for name in names:
         worker = Worker(name, arguments.model, arguments.threads)
         if worker.is_ready and worker.run(2, arguments.ends) is not None:
@@ -113,32 +117,44 @@ def main() -> None:
             print(f"{name} is left out: {left_out[name]}", file=sys.stderr)
     rates: dict[int, dict[str, list[float]]] = {}
     for batch in arguments.batches:
-        for worker in workers:  # what an engine does once for a shape is not timed
-            for _ in range(3 if arguments.ends and on_gpu else 1):
-                worker.run(batch, arguments.ends)
-        for _ in range(arguments.repeats):
-            for worker in workers:
+        measured = largest(measured, limits(arguments.threads))
+        found = rates[batch] = {}
+        for turn in range(-(3 if arguments.ends and on_gpu else 1), arguments.repeats):
+            for worker in list(workers):
                 answer = worker.run(batch, arguments.ends)
                 if answer is None:
-                    sys.exit(f"{worker.name}: {worker.why()}")
-                rate = answer["tokens"] / answer["seconds"]
-                rates.setdefault(batch, {}).setdefault(worker.name, []).append(rate)
-        print_table(batch, rates[batch], measured)
+                    left_out[worker.name] = f"at batch {batch}: {worker.why()}"
+                    print(f"{worker.name} ended {left_out[worker.name]}", file=sys.stderr)
+                    workers.remove(worker)
+                    found.pop(worker.name, None)
+                elif turn >= 0:  # what an engine does once for a shape is not timed
+                    rate = answer["tokens"] / answer["seconds"]
+                    found.setdefault(worker.name, []).append(rate)
+        measured = largest(measured, limits(arguments.threads))
+        if found:
+            print_table(batch, found, measured, arguments.ends)
+        result = {
+            **environment(),
+            "threads": arguments.threads,
+            "ends": arguments.ends,
+            "measured limits": measured,
+            "left out": left_out,
+            "tokens per second": {
+                batch: {name: [round(rate, 1) for rate in taken] for name, taken in by.items()}
+                for batch, by in rates.items()
+            },
+        }
+        if arguments.json:  # after each batch: the next one may be too large
+            arguments.json.write_text(json.dumps(result, indent=1) + "\n")
     for worker in workers:
         worker.end()
-    result = {
-        **environment(),
-        "threads": arguments.threads,
-        "ends": arguments.ends,
-        "measured limits": measured,
-        "left out": left_out,
-        "tokens per second": {
-            batch: {name: [round(rate, 1) for rate in found] for name, found in by.items()}
-            for batch, by in rates.items()
-        },
-    }
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+    if arguments.engines and left_out:
+        sys.exit(1)  # who names engines wants them
+
+
+def largest(*measured: dict[str, float]) -> dict[str, float]:
+    """Of each figure the best that was seen."""
+    return {name: max(found.get(name, 0.0) for found in measured) for name in measured[-1]}
 
 
 def cpu_engines() -> list[str]:
@@ -154,18 +170,26 @@ def cpu_engines() -> list[str]:
     return [*(f"{name}:{precision}" for name in CPU_ENGINES), *more, "ctranslate2:int8"]
 
 
-def print_table(batch: int, rates: dict[str, list[float]], measured: dict[str, float]) -> None:
+def print_table(
+    batch: int, rates: dict[str, list[float]], measured: dict[str, float], ends: bool
+) -> None:
     medians = {name: statistics.median(found) for name, found in rates.items()}
     own = next((name for name in rates if name.startswith("ours:")), "ours:bf16")
-    ours = medians.get(own) or max(medians.values())
+    base = rates.get(own) or max(rates.values(), key=statistics.median)
     positions = len(PROMPT) + NEW / 2
-    bounds = {name: limit(batch, measured, name.split(":")[1], positions) for name in rates}
+    shares = {}
+    for name in rates:
+        engine, _, precision = name.partition(":")
+        bound = limit(batch, measured, precision, positions)
+        is_known = not ends and engine.startswith(("ours", "transformers"))
+        shares[name] = f"{medians[name] / bound:9.0%}" if is_known else f"{'–':>9}"
     print(f"\nbatch {batch}   measured {measured}")
     print(f"{'engine':24} {'tokens/s':>10} {'min':>9} {'max':>9} {'ours / it':>10} {'of limit':>9}")
     for name, found in rates.items():
+        ratio = statistics.median(x / y for x, y in zip(base, found, strict=True))
         print(
             f"{name:24} {medians[name]:10,.0f} {min(found):9,.0f} {max(found):9,.0f} "
-            f"{ours / medians[name]:10.2f} {medians[name] / bounds[name]:9.0%}",
+            f"{ratio:10.2f} {shares[name]}",
             flush=True,
         )
 

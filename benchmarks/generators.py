@@ -1,7 +1,7 @@
 """The generator's study: frozen lower blocks, LoRA, all weights, at several sampling temperatures.
 
-    python benchmarks/generators.py RECIPE [key=value ...] [--seeds 41 42 43]
-        [--temperatures 0.7 0.8] [--samples N] [--out DIR] [--json FILE]
+    python benchmarks/generators.py RECIPE [key=value ...] --out DIR [--seeds 41 42 43]
+        [--temperatures 0.7 0.8] [--samples N] [--json FILE]
 
 For each seed the generator is fine-tuned in three ways from the same start, and writes N texts of
 each class at each temperature. A teacher, fine-tuned on the same labelled rows, judges them:
@@ -30,7 +30,7 @@ from environment import environment
 from sentisynth import schema
 from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig
-from sentisynth.data.files import read_json, write_table
+from sentisynth.data.files import read_json, write_json, write_table
 from sentisynth.data.splits import load_corpus
 from sentisynth.data.units import Unit
 from sentisynth.evaluation.metrics import distinct_n
@@ -52,10 +52,14 @@ def ways() -> dict[str, list[str]]:
 
 def trained(job: Any, config: RunConfig, corpus: Path, out: Path) -> Path:
     """A model directory, made unless it is there."""
+    made_of = {"made of": config.model_dump(mode="json", exclude={"tracking", "cluster"})}
+    if (out / "metrics.json").is_file() and read_json(out / "made-of.json") != made_of:
+        raise SystemExit(f"{out} was made otherwise; give another --out")
     if not (out / "metrics.json").is_file():
         work = out.with_name(f"{out.name}.work")
         work.mkdir(parents=True, exist_ok=True)
         job(config, corpus, out, work, lambda entry: print(f"  {out.name}: {told(entry)}"))
+        write_json(out / "made-of.json", made_of)
     return out
 
 
@@ -109,7 +113,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[41, 42, 43])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.7, 0.8])
     parser.add_argument("--samples", type=int, default=512)
-    parser.add_argument("--out", type=Path, default=Path("runs/generators"))
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_intermixed_args()
     results: dict[str, list[dict[str, Any]]] = {}

@@ -1,7 +1,7 @@
 """Accepted rows a second: the stream, its stages, and a plain loop with the same models.
 
     python benchmarks/pipeline.py --run DIR [--units N] [--plain-rows N] [--repeats N]
-        [--precisions auto int8] [--json FILE]
+        [--precisions auto int8] [--without-ray] [--json FILE]
 
 The models of a finished run, real ends. In turn in each repetition:
 
@@ -10,7 +10,8 @@ The models of a finished run, real ends. In turn in each repetition:
   intended label with τ or more, it has enough words, and it is new. The other screens, which cost
   it nothing, are left out.
 - one process: our stages without Ray, for each `synthesis.precision`.
-- the stream: units in the middle of a longer stream, with Ray, files, receipts, ledger; the same.
+- the stream: units in the middle of a longer stream, with Ray, files, receipts, ledger; the same
+  (not with `--without-ray`).
 
 The share of time of each stage is that of its own seconds in the stream.
 """
@@ -26,7 +27,6 @@ from typing import Any
 
 import torch
 from environment import environment
-from stream_efficiency import streamed
 from transformers import AutoModelForSequenceClassification, GenerationConfig, pipeline
 
 from sentisynth import schema
@@ -37,7 +37,6 @@ from sentisynth.data.text import clean
 from sentisynth.data.units import Unit
 from sentisynth.models.generator import control_token_id, load_sampler, prompt_ids
 from sentisynth.models.loading import load_tokenizer
-from sentisynth.runtime.ray_cluster import connected
 from sentisynth.stages.generate import Generate
 from sentisynth.stages.screen import Screen
 from sentisynth.stages.verify import Verify
@@ -72,8 +71,11 @@ def plain_loop(run: Path, config: RunConfig, n_rows: int) -> float:
     screens = config.synthesis.screens
     accepted: set[str] = set()
     n_labels = len(config.data.labels)
-    started = time.perf_counter()
-    for start in range(0, n_rows, BATCH):
+    torch.manual_seed(config.seed)
+    for start in range(-BATCH, n_rows, BATCH):
+        if not start:  # the first batch, untimed, pays for what is done once
+            accepted.clear()
+            started = time.perf_counter()
         label = start // BATCH % n_labels
         control = control_token_id(tokenizer, config.control_token(label))
         ids = torch.tensor([prompt_ids(tokenizer, control, "")] * BATCH, device=device)
@@ -150,6 +152,10 @@ def main() -> None:
             own = in_precision(config, precision)
             found[f"one process, {precision}"] = one_process(run, own, texts, arguments.units)
             if not arguments.without_ray:
+                from stream_efficiency import streamed
+
+                from sentisynth.runtime.ray_cluster import connected
+
                 with connected():
                     middle = streamed(run, own, texts, arguments.units)
                 found[f"stream, {precision}"] = middle.accepted / middle.seconds
@@ -157,11 +163,13 @@ def main() -> None:
         print({name: round(rate, 1) for name, rate in found.items()}, file=sys.stderr, flush=True)
         for name, rate in found.items():
             rates.setdefault(name, []).append(rate)
-    plain = statistics.median(rates["plain loop"])
-    print(f"{'':20} {'accepted rows/s':>16} {'min':>8} {'max':>8} {'to plain loop':>14}")
+    print(f"{'':20} {'accepted rows/s':>16} {'min':>8} {'max':>8}  to plain loop (min to max)")
     for name, values in rates.items():
-        rate = statistics.median(values)
-        print(f"{name:20} {rate:16.1f} {min(values):8.1f} {max(values):8.1f} {rate / plain:13.1f}x")
+        ratios = [rate / plain for rate, plain in zip(values, rates["plain loop"], strict=True)]
+        print(
+            f"{name:20} {statistics.median(values):16.1f} {min(values):8.1f} {max(values):8.1f}"
+            f"{statistics.median(ratios):12.1f}x ({min(ratios):.1f} to {max(ratios):.1f})"
+        )
     shares = {
         precision: {name: round(s / spent.total(), 3) for name, s in spent.items()}
         for precision, spent in stages.items()

@@ -124,6 +124,9 @@ def alone(build: Any, units: list[Unit], tables: Any, n_processes: int) -> tuple
 
 def _load(build: Any) -> None:
     global _STAGE
+    if torch.cuda.is_available():  # as Ray gives each actor one
+        number = mp.current_process()._identity[0] - 1
+        torch.cuda.set_device(number % torch.cuda.device_count())
     _STAGE = build()
 
 

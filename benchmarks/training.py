@@ -219,9 +219,10 @@ def distil(arguments: argparse.Namespace) -> dict[str, Any]:
             print(f"\n{vocabulary:,} pieces, {used:,} of them used, {precision}")
             for name, value in middle.items():
                 spread = f"{min(found[name]):,.0f} to {max(found[name]):,.0f}"
+                pairs = zip(found["ours"], found[name], strict=True)
+                ratio = statistics.median(own / other for own, other in pairs)
                 print(
-                    f"  {name:20} {value:8,.0f} rows/s  ({spread})  "
-                    f"ours is {middle['ours'] / value:.2f} times that"
+                    f"  {name:20} {value:8,.0f} rows/s  ({spread})  ours is {ratio:.2f} times that"
                 )
             for part, value in parts.items():
                 print(f"    {part:26} {value:7.2f} ms a step")
@@ -248,6 +249,8 @@ def engine_worker(arguments: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     rank, device = arguments.rank, torch.cuda.is_available()
+    if device:
+        torch.cuda.set_device(rank)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
     if not device:
         torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
@@ -278,6 +281,8 @@ def engine_worker(arguments: argparse.Namespace) -> None:
 
 
 def engines(arguments: argparse.Namespace) -> dict[str, Any]:
+    if torch.cuda.is_available() and torch.cuda.device_count() < 2:
+        raise SystemExit("two workers need two GPUs; hide this one to compare them on the CPU")
     with tempfile.TemporaryDirectory() as directory:
         rendezvous = str(Path(directory) / "rendezvous")
         options = ["--steps", arguments.steps, "--repeats", arguments.repeats]
