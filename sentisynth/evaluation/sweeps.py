@@ -31,6 +31,8 @@ def points_of(
 ) -> list[dict[str, Any]]:
     """Trials that differ in the seed alone, together: their best validation macro-F1, its mean,
     standard deviation and 95 % bootstrap interval over the seeds; in the order of `dims`.
+
+    `diversity` is that of the rows of each trial, by its name.
     """
     grouped: dict[str, dict[str, Any]] = {}
     for name, result in results.items():
@@ -46,16 +48,42 @@ def points_of(
             continue
         entry["trials"].append(name)
         entry["values"].append(result["best"]["macro_f1"])
-        entry["diversity"] = _measured(diversity, result["trial"], dims) or None
+        entry["diversity"] = _measured(diversity, name, dims) or None
     return sorted(map(_with_spread, grouped.values()), key=lambda p: _order(p["point"]))
+
+
+def candidates(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Points that the best is chosen among: those whose seeds all succeeded, since a mean over
+    fewer is easily too high; where there are none, those of the most seeds.
+    """
+    whole = [p for p in points if p["values"] and not p["errors"]]
+    most = max((len(p["values"]) for p in points), default=0)
+    return whole or [p for p in points if p["values"] and len(p["values"]) == most]
 
 
 def verdict(
     best: Mapping[str, Any], points: Sequence[Mapping[str, Any]], dims: Sequence[str]
 ) -> str:
+    """The best setting, whether its lead over the second exceeds the spread, and what was left out
+    of the choice.
+    """
+    chosen = candidates(points)
+    return f"{_lead(best, [p for p in chosen if p is not best], dims)}{_left_out(chosen, points)}"
+
+
+def _left_out(chosen: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str, Any]]) -> str:
+    """What is said of settings whose seeds failed; nothing if none did."""
+    n_out, n = len(points) - len(chosen), len(chosen[0]["values"])
+    if chosen[0]["errors"]:
+        return f" No setting has all its seeds: this is the choice among those that have {n}."
+    if n_out:
+        return f" Left out of the choice, since a seed failed: {n_out} of {len(points)} settings."
+    return ""
+
+
+def _lead(best: Mapping[str, Any], others: Sequence[Mapping[str, Any]], dims: Sequence[str]) -> str:
     """The best setting, and whether its lead over the second exceeds the spread, in a sentence."""
     said = f"Best by validation macro-F1: {told(best['point'], dims)}, {_figure(best)}"
-    others = [p for p in points if p is not best and p["values"]]
     if not others:
         return f"{said}; there is nothing to compare it with."
     second = max(others, key=lambda p: p["mean"])
@@ -85,7 +113,10 @@ def to_csv(
     dims: Sequence[str],
     diversity: Mapping[str, Mapping[str, float]],
 ) -> str:
-    """A line a trial; a failed one with its reason. `cut` is 1 for one that was stopped early."""
+    """A line a trial; a failed one with its reason. `cut` is 1 for one that was stopped early.
+
+    `diversity` as for `points_of`.
+    """
     figures = ("macro_f1", "accuracy", "validation_loss", "step", "train_loss")
     measures = ("distinct_1", "distinct_2", "soft_label_entropy")
     stream = io.StringIO()
@@ -94,7 +125,7 @@ def to_csv(
     for name, result in sorted(results.items()):
         trial, best = result["trial"], result["best"] or {}
         point = [trial[d] if d in trial else trial["settings"].get(d) for d in dims]
-        measured = _measured(diversity, trial, dims)
+        measured = _measured(diversity, name, dims)
         writer.writerow(
             [
                 *(name, *point, trial["seed"]),
@@ -173,17 +204,12 @@ def _with_spread(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(
-    diversity: Mapping[str, Mapping[str, float]], trial: Mapping[str, Any], dims: Sequence[str]
+    diversity: Mapping[str, Mapping[str, float]], trial: str, dims: Sequence[str]
 ) -> dict[str, float]:
     """Of the rows that a trial learned from; their entropy is that at the configuration's T."""
     varies = {"soft_label_entropy"} if "temperature" in dims else set()
-    found = diversity.get(_selection(trial), {})
+    found = diversity.get(trial, {})
     return {name: value for name, value in found.items() if name not in varies}
-
-
-def _selection(trial: Mapping[str, Any]) -> str:
-    n, tau = trial["n_per_class"], trial["tau"]
-    return f"unverified,n={n}" if trial["arm"] == "unverified" else f"tau={tau:g},n={n}"
 
 
 def _order(point: Mapping[str, Any]) -> list[tuple[bool, Any]]:

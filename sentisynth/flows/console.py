@@ -36,6 +36,7 @@ class Console:
         self._results = RichConsole(file=cast(TextIO, _Steadfast(sys.stdout)), highlight=False)
         self._live: Live | None = None
         self._title, self._started, self._printed, self._last = "", 0.0, 0.0, ""
+        self._held: dict[str, Any] = {}
 
     def note(self, text: str) -> None:
         """A line that stays."""
@@ -58,6 +59,7 @@ class Console:
     def stage(self, title: str) -> Iterator[None]:
         """A stage at work: its title, then its line of progress, then how long it took."""
         title = shown(title)
+        self._tell_held()
         self._title, self._started, self._printed = title, time.monotonic(), 0.0
         self._event("started", stage=title)
         failed = True
@@ -83,26 +85,39 @@ class Console:
 
     def _ended(self, title: str, failed: bool) -> None:
         seconds = time.monotonic() - self._started
+        self._tell_held()
         if self._event("failed" if failed else "finished", stage=title, seconds=seconds):
             return
         mark = ("x ", "red") if failed else ("✓ ", "green")
         told = f"  {duration(seconds)}  {self._last}"
         self._progress.print(Text.assemble(mark, (title, "bold"), told), soft_wrap=True)
 
-    def progress(self, text: str, figures: dict[str, Any] | None = None) -> None:
-        """Replace the line of progress of the stage at work; `figures` are what it says."""
+    def progress(
+        self, text: str, figures: dict[str, Any] | None = None, *, stays: bool = False
+    ) -> None:
+        """Replace the line of progress of the stage at work; `figures` are what it says, for
+        machines at most once a second, and the last of a stage, unless each of them `stays`.
+        """
         text = self._last = shown(text)
         seconds = time.monotonic() - self._started
         if self._live is not None:
             told = f"  {duration(seconds)}  {text}"
             self._live.update(Text.assemble(("… ", "cyan"), (self._title, "bold"), told))
         elif self._json:
-            if figures and time.monotonic() - self._printed >= _JSON_EVERY_S:
+            where = {"stage": self._title, "seconds": seconds}
+            self._held = {"time": time.time(), **where, **figures} if figures else self._held
+            if figures and (stays or time.monotonic() - self._printed >= _JSON_EVERY_S):
                 self._printed = time.monotonic()
-                self._event("progress", stage=self._title, seconds=seconds, **figures)
+                self._tell_held()
         elif not self.shows_ray and time.monotonic() - self._printed >= _PLAIN_EVERY_S:
             self._printed = time.monotonic()
             self.note(f"… {self._title}  {duration(seconds)}  {text}")
+
+    def _tell_held(self) -> None:
+        """The last figures, if nobody was told them."""
+        held, self._held = self._held, {}
+        if held:
+            self._event("progress", **held)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
         """A table of results; the first column is text, the others are figures."""

@@ -3,7 +3,7 @@
 import os
 
 from sentisynth.config.types import RunConfig, TrainConfig
-from sentisynth.errors import PlacementError
+from sentisynth.errors import ConfigError, PlacementError
 from sentisynth.flows.console import Console
 from sentisynth.flows.starts import check_starts
 from sentisynth.models.classifier import (
@@ -36,8 +36,10 @@ def plan(config: RunConfig, console: Console, gpus: int | None, gpu_memory: floa
     """Print what `run` would need, for the cluster at hand or for `gpus` of `gpu_memory` GiB.
 
     Nothing is loaded but the models' configurations. Raises PlacementError for what cannot fit,
-    and as `check_starts` does.
+    and as `check_starts` does; ConfigError for the memory of GPUs that are not given.
     """
+    if gpu_memory is not None and not gpus:
+        raise ConfigError(f"--gpu-memory is {gpu_memory:g}, and of no GPUs; give --gpus N with it")
     check_starts(config, ("teacher", "generator", "student"), resolve_config)
     if gpus is not None:
         given = Resources(node_cpus=(float(max(gpus, 1) * _CPUS_A_GPU),), node_gpus=(float(gpus),))

@@ -19,11 +19,19 @@ from sentisynth import schema
 from sentisynth.data.files import write_json, write_text
 from sentisynth.data.select import learned_from
 from sentisynth.errors import SweepError
-from sentisynth.evaluation.sweeps import points_of, render_sweep, to_csv, told, verdict
+from sentisynth.evaluation.sweeps import (
+    candidates,
+    points_of,
+    render_sweep,
+    to_csv,
+    told,
+    verdict,
+)
 from sentisynth.flows.parts import plan_parts
 from sentisynth.flows.session import Session
 from sentisynth.flows.sweep_plan import SweepPlan
 from sentisynth.flows.sweep_rows import selected_rows, selection_digests, write_shared
+from sentisynth.flows.training import CODE_VERSION
 from sentisynth.models.classifier import predict_logits, starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model, save_model
 from sentisynth.models.metrics import macro_f1
@@ -40,7 +48,8 @@ from sentisynth.training.trials import (
     result_of,
 )
 
-_CODE_VERSION = 1
+_CODE_VERSION = 1  # raise it when the same trial would give another student
+_TRAININGS_UNNAMED = 2  # the version of the trainings' code that stamps do not name
 
 
 def run_sweep(session: Session, plan: SweepPlan) -> None:
@@ -56,32 +65,67 @@ def run_sweep(session: Session, plan: SweepPlan) -> None:
     diversity = write_shared(session, selections, out / "shared", teacher)
     (out / "trials").mkdir(exist_ok=True)
     trials = [trial for trial in trials if trial.selection not in impossible]
-    done = _those_of(plan, base, trials, read_results(out / "trials"))
     dims = list(plan.grid) or list(plan.ranges)
     digests = selection_digests(out / "shared")
     log = SweepLog(session.tracker, plan.kind, out / "mlflow.json", dims, digests)
     runner = TrialRunner(out / "shared", out / "trials", config, teacher)
+    with log.at_work():
+        with session.console.stage(f"sweep {plan.kind}: {what}"):
+            results = _trained(session, plan, base, trials, out, teacher, log)
+        for trial in _grid(base, plan):
+            if trial.selection in impossible:
+                results[trial.name] = result_of(trial, Progress(), impossible[trial.selection])
+        _conclude(session, plan, out, results, diversity, runner, log)
+
+
+def _trained(
+    session: Session,
+    plan: SweepPlan,
+    base: Trial,
+    trials: Sequence[Trial],
+    out: Path,
+    teacher: Path,
+    log: SweepLog,
+) -> dict[str, dict[str, Any]]:
+    """Train what is missing; the results of all. What fails is one with its reason, and missing
+    for the next command.
+    """
+    place = out / "trials"
+    done = _done(plan, base, trials, place)
+    n_done, n_all = _n_counted(plan, done), len(trials) or plan.samples
     setting = Setting(
-        config=config,
+        config=session.config,
         shared=out / "shared",
-        out=out / "trials",
+        out=place,
         teacher=teacher,
         resources=cluster_resources(),
         stopping=plan.stopping,
-        on_result=_follower(session, log, out / "trials", len(done), len(trials) or plan.samples),
+        on_result=_follower(session, log, place, n_done, n_all),
     )
-    with session.console.stage(f"sweep {plan.kind}: {what}"):
-        failed = _train_missing(plan, base, trials, done, setting)
-        shutil.rmtree(out / ".tune", ignore_errors=True)
-    results = _those_of(plan, base, trials, read_results(out / "trials"))
+    failed = _train_missing(plan, base, trials, done, setting)
+    shutil.rmtree(out / ".tune", ignore_errors=True)
+    results = _those_of(plan, base, trials, read_results(place))
     for name in results:
-        log.record(out / "trials" / f"{name}.json")
-    # processes that died are told of, and tried again by the next command
-    results |= {trial.name: result_of(trial, Progress(), reason) for trial, reason in failed}
-    for trial in _grid(base, plan):
-        if trial.selection in impossible:
-            results[trial.name] = result_of(trial, Progress(), impossible[trial.selection])
-    _conclude(session, plan, out, results, diversity, runner, log)
+        log.record(place / f"{name}.json")
+    return results | {trial.name: result_of(trial, Progress(), reason) for trial, reason in failed}
+
+
+def _done(
+    plan: SweepPlan, base: Trial, trials: Sequence[Trial], place: Path
+) -> dict[str, dict[str, Any]]:
+    """Results of this sweep's points that stand; those of trainings that failed are removed."""
+    found = _those_of(plan, base, trials, read_results(place))
+    for name, result in found.items():
+        if result["error"]:
+            (place / f"{name}.json").unlink()
+    return {name: result for name, result in found.items() if not result["error"]}
+
+
+def _n_counted(plan: SweepPlan, done: dict[str, dict[str, Any]]) -> int:
+    """How many of these results are what was asked for: of a search its own, while it knows a
+    grid's, too.
+    """
+    return sum(plan.search == "grid" or result["is_search"] for result in done.values())
 
 
 def _base(session: Session, plan: SweepPlan) -> Trial:
@@ -126,13 +170,14 @@ def _train_missing(
     missing = [trial for trial in trials if trial.name not in done]
     if missing:
         return run_trials(missing, setting)
-    if plan.search != "optuna" or len(done) >= plan.samples:
+    n_left = plan.samples - _n_counted(plan, done)
+    if plan.search != "optuna" or n_left <= 0:
         return []
     return search_trials(
         base,
         dict(plan.ranges),
         setting,
-        samples=plan.samples - len(done),
+        samples=n_left,
         seeds=plan.seeds,
         known=_known(plan, done),
     )
@@ -190,17 +235,21 @@ def _conclude(
     """Choose on validation, then look at the test rows once, and tell."""
     config = session.config
     dims = list(plan.grid) or list(plan.ranges)
-    points = points_of(results, dims, diversity)
+    measured = {
+        name: diversity.get(Trial(**result["trial"]).selection, {})
+        for name, result in results.items()
+    }
+    points = points_of(results, dims, measured)
     if not any(point["values"] for point in points):
         reasons = {result["error"] for result in results.values()}
         raise SweepError(f"no training of the sweep succeeded: {'; '.join(sorted(reasons))}")
-    best = max((p for p in points if p["values"]), key=lambda p: p["mean"])
+    best = max(candidates(points), key=lambda p: p["mean"])
     test = read_splits(session.directory.require("corpus", "teacher …"))["test"]
     texts, labels = test[schema.TEXT].to_pylist(), test[schema.LABELS].to_numpy().astype(np.int64)
     tested = []
     for name in best["trials"]:
         trial = Trial(**results[name]["trial"])
-        model, tokenizer = runner.finished(trial)
+        model, tokenizer = runner.finished(trial, results[name]["steps"])
         logits = predict_logits(model, tokenizer, texts, max_length=config.student.max_length)
         figure = macro_f1(labels, logits.argmax(axis=1), len(config.data.labels))
         tested.append({"trial": name, "seed": trial.seed, "test_macro_f1": figure})
@@ -223,10 +272,10 @@ def _conclude(
         "verdict": sentence,
     }
     write_json(out / "summary.json", summary)
-    write_text(out / "results.csv", to_csv(results, dims, diversity))
+    write_text(out / "results.csv", to_csv(results, dims, measured))
     write_text(out / "report.html", render_sweep(config.name, summary))
-    log.conclude(summary, out, plan.register)
     _show(session, summary, out)
+    log.conclude(summary, out, plan.register)
 
 
 def _show(session: Session, summary: dict[str, Any], out: Path) -> None:
@@ -284,8 +333,10 @@ def _parts(session: Session, teacher: Path) -> dict[str, Any]:
     config = session.config
     student = config.student
     start = student.model
+    newer = {} if CODE_VERSION == _TRAININGS_UNNAMED else {"trainings": CODE_VERSION}
     return {
         "code": _CODE_VERSION,
+        **newer,
         "plan": fingerprint(plan_parts(session)),
         "teacher": model_digest(teacher),
         "student": student.model_dump(mode="json"),

@@ -49,6 +49,7 @@ _OTHER_KEYS = (
 _RANGES = ("alpha", "beta", "temperature", _OTHER_KEYS[1], *_OTHER_KEYS[3:6])
 _BOUNDS = {"alpha": (0, 1), "beta": (0, 1), "tau": (0, 1), "temperature": (1e-3, 100)}
 _EXPONENT = re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # YAML reads 1e-4 as text
+_REGISTERED = re.compile(r"[^\W_][\w. -]*")
 _RANGE = re.compile(r"^(uniform|loguniform)\(([^,]+),([^,]+)\)$")
 
 
@@ -88,7 +89,7 @@ def plan_sweep(
     register: str = "",
 ) -> SweepPlan:
     """The dimensions of a kind, changed and joined by `dims`. Raises ConfigError."""
-    _check_choices(seeds, search, samples, stopping)
+    _check_choices(seeds, search, samples, stopping, register)
     grid, ranges = _dimensions(config, kind, dims)
     if search == "grid" and ranges:
         raise ConfigError(
@@ -119,7 +120,9 @@ def plan_sweep(
     )
 
 
-def _check_choices(seeds: Sequence[int], search: str, samples: int, stopping: str) -> None:
+def _check_choices(
+    seeds: Sequence[int], search: str, samples: int, stopping: str, register: str
+) -> None:
     if search not in ("grid", "optuna"):
         raise ConfigError(f"search is {search!r}; it must be grid or optuna")
     if stopping not in get_args(Stopping):
@@ -130,6 +133,11 @@ def _check_choices(seeds: Sequence[int], search: str, samples: int, stopping: st
         raise ConfigError(f"the seeds are {list(seeds)}; they must be whole numbers of at least 0")
     if not seeds:
         raise ConfigError("a sweep needs at least one seed; give --seeds 41,42,43")
+    if register and not _REGISTERED.fullmatch(register):
+        raise ConfigError(
+            f"register is {register!r}; a registered model's name has letters, digits, spaces and "
+            f"any of . _ - and begins with a letter or a digit"
+        )
 
 
 def _dimensions(

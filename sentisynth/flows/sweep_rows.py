@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
-from sentisynth.data.files import sha256_file
 from sentisynth.data.ledger import SCORED
 from sentisynth.data.logits import logits_of
 from sentisynth.data.manifest import read_manifest, read_receipts
@@ -27,6 +26,7 @@ from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.models.loading import load_tokenizer, resolve_model
 from sentisynth.seeding import fingerprint
 from sentisynth.training.jobs import read_splits
+from sentisynth.training.rows import Rows
 from sentisynth.training.tasks import classification_rows
 from sentisynth.training.trials import (
     REAL,
@@ -131,13 +131,21 @@ def write_shared(
 
 
 def selection_digests(shared: Path) -> dict[str, str]:
-    """sha256 of the real rows and the rows of each selection, as the trials map them."""
-    rows = sha256_file(shared / ROWS)
+    """sha256 of the real rows with the rows of each selection: of what they hold, wherever they lie
+    in the file that the trials map.
+    """
+    rows = Rows.map(shared / ROWS)
     with np.load(shared / SELECTIONS, allow_pickle=False) as selections:
+        real = selections[REAL]
         return {
-            name: fingerprint([rows, hashlib.sha256(positions.tobytes()).hexdigest()])
-            for name, positions in selections.items()
+            name: _digest(rows.take(real if name == REAL else np.concatenate((real, chosen))))
+            for name, chosen in selections.items()
         }
+
+
+def _digest(rows: Rows) -> str:
+    content = (rows.ids, rows.starts, rows.labels, rows.soft_labels)
+    return hashlib.sha256(b"".join(np.asarray(values).tobytes() for values in content)).hexdigest()
 
 
 def _labelled(texts: Any, labels: Any, logits: np.ndarray) -> pa.Table:

@@ -1,7 +1,8 @@
 """A sweep in MLflow: a run of its own, and below it one run a trial, each once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from sentisynth.runtime.tracking import PARENT, StageLog, Tracker, store
 from sentisynth.training.trials import Trial, read_result
 
 _FINISHED = "FINISHED"
-_CUT = "cut"
+_CUT, _ERROR = "cut", "error"
 _OF_STEPS = ("step", "total_steps")
 
 
@@ -39,7 +40,7 @@ class SweepLog:
                 [tracker.experiment], f"tags.`{PARENT}` = '{self.run_id}'", max_results=50000
             )
             self._logged = {
-                (run.data.tags["trial"], _CUT in run.data.tags)
+                (run.data.tags["trial"], _CUT in run.data.tags, run.data.tags.get(_ERROR, ""))
                 for run in runs
                 if run.info.status == _FINISHED
             }
@@ -47,12 +48,19 @@ class SweepLog:
                 if run.info.status != _FINISHED:  # cut off in the writing
                     self._client.delete_run(run.info.run_id)
 
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """The sweep's run, ended with what happened in the block."""
+        with self._tracker.ending(StageLog(self._tracker.outbox, self.run_id)):
+            yield
+
     def record(self, path: Path) -> None:
         """Log a concluded trial from its file, unless that was done."""
         if not path.is_file():
             return
         result = read_result(path)
-        what = (path.stem, result["cut"])  # one that was cut may be trained to its end later
+        # one that was cut may be trained to its end later, one that failed is tried again
+        what = (path.stem, result["cut"], result["error"])
         if what in self._logged:
             return
         trial = Trial(**result["trial"])
@@ -67,7 +75,7 @@ class SweepLog:
         )
         log.metrics({"best": result["best"] or {}, "seconds": result["seconds"]})
         if result["error"]:
-            log.tag("error", result["error"])
+            log.tag(_ERROR, result["error"])
         if result["cut"]:
             log.tag(_CUT, "true")
         log.end(_FINISHED)
@@ -88,7 +96,6 @@ class SweepLog:
         place = f"student-{sha256_file(out / 'student' / 'model.safetensors')[:12]}"
         log.artifacts(out / "student", place)
         log.tag("best", json.dumps(best["point"]))
-        log.end(_FINISHED)
         if register:
             with store(self._uri):
                 self._register(register, place)

@@ -111,15 +111,18 @@ class Tracker:
         # what one store did not take is not another's
         store_name = fingerprint([self.uri, config.tracking.experiment])[:8]
         self.outbox = Outbox(directory / f"mlflow-pending-{store_name}.jsonl", self._send)
-        self.run_id = self._continued() or self._started(config)
+        continued = self._continued()
+        self.run_id = continued or self._started(config)
         self.log = StageLog(self.outbox, self.run_id)
         self.outbox.flush()
+        if continued is None:
+            self.log.params(config.model_dump(mode="json"))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageLog]:
         """A child run, ended with what happened in the block."""
         log = self.child(name, self.run_id, {"stage": name})
-        with self._ending(log):
+        with self.ending(log):
             yield log
 
     def child(self, name: str, parent: str, tags: dict[str, str]) -> StageLog:
@@ -134,12 +137,13 @@ class Tracker:
     @contextmanager
     def parent(self) -> Iterator[None]:
         """The parent run, ended with what happened in the block."""
-        with self._ending(self.log):
+        with self.ending(self.log):
             yield
         self.outbox.flush()
 
     @contextmanager
-    def _ending(self, log: StageLog) -> Iterator[None]:
+    def ending(self, log: StageLog) -> Iterator[None]:
+        """End a run with what happened in the block."""
         try:
             yield
         except BaseException as error:
@@ -163,7 +167,7 @@ class Tracker:
 
         what = entry["what"]
         if what == "start":
-            if entry.get("again") and self._run_of(entry["run"]) != self.run_id:
+            if entry.get("again") and self._run_of(entry["run"]) is not None:
                 return  # it was made, and the process ended before it was noted
             started = int(entry["time"] * 1000)
             run = self.client.create_run(
@@ -172,6 +176,8 @@ class Tracker:
             self._ids[entry["run"]] = run.info.run_id
             return
         run_id = self._ids.get(entry["run"]) or self._run_of(entry["run"])
+        if run_id is None:
+            return  # the store did not take its start, and this run is none of its
         if what == "metrics":
             metrics = [Metric(*row) for row in entry["rows"]]
             self.client.log_batch(run_id, metrics=metrics)
@@ -206,12 +212,14 @@ class Tracker:
             if status not in _NEVER:
                 raise OSError(str(error)) from None
 
-    def _run_of(self, key: str) -> str:
-        """The run of a child that another process began; another run's key is its own id."""
+    def _run_of(self, key: str) -> str | None:
+        """The run of a child that another process began, if there is one; another run's key is its
+        own id.
+        """
         if "-" not in key:
             return key
         found = self.client.search_runs([self.experiment], f"tags.{_KEY} = '{key}'", max_results=1)
-        return str(found[0].info.run_id) if found else self.run_id
+        return str(found[0].info.run_id) if found else None
 
     def _strange(self, place: str) -> TrackingError:
         return TrackingError(
@@ -255,7 +263,6 @@ class Tracker:
             run = self.client.create_run(self.experiment, run_name=config.name)
         run_id = str(run.info.run_id)
         write_json(self._file, {**self._identity, "run_id": run_id})
-        StageLog(self.outbox, run_id).params(config.model_dump(mode="json"))
         return run_id
 
 

@@ -15,7 +15,7 @@ from ray.tune.search import ConcurrencyLimiter
 
 from sentisynth import signals
 from sentisynth.config.types import RunConfig
-from sentisynth.errors import SentisynthError
+from sentisynth.errors import RunDirectoryError, SentisynthError
 from sentisynth.models.devices import check_gpu
 from sentisynth.runtime.leaving import leave_in_time
 from sentisynth.runtime.placement import Resources
@@ -28,6 +28,7 @@ METRIC = "macro_f1"
 Stopping = Literal["none", "asha", "median"]
 _TRIALS_A_GPU = 4
 _MOST_DEATHS = 3
+_BROKEN = "broken"  # why the sweep cannot go on, in a trial's last result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +120,8 @@ def _trainable(
             if has_gpu:
                 check_gpu()
             torch.set_num_threads(1)
-            self._runner = TrialRunner(shared, out, config, teacher)
+            is_search = base is not None
+            self._runner = TrialRunner(shared, out, config, teacher, is_search=is_search)
             self.reset_config(values)
 
         def reset_config(self, values: dict[str, Any]) -> bool:
@@ -133,22 +135,32 @@ def _trainable(
 
         def step(self) -> dict[str, Any]:
             try:
+                told = self._stepped()
+            except RunDirectoryError as error:  # a full disk: no trial would end otherwise
+                self._is_at_work = False
+                told = {**self._last, "done": True, _BROKEN: str(error)}
+            return {**told, "trial_name": self._trial.name}
+
+        def _stepped(self) -> dict[str, Any]:
+            try:
                 entry = next(self._evaluations)
                 self._highest = max(self._highest, entry[METRIC])
                 self._last = {**entry, METRIC: self._highest}  # a student is judged by its best
-                return {**self._last, "trial_name": self._trial.name}
+                return self._last
             except StopIteration:
                 self._is_at_work = False
                 self._runner.conclude(self._trial)
                 self._last = dict(self._runner.progress.evaluations[-1])
                 self._last[METRIC] = max(e[METRIC] for e in self._runner.progress.evaluations)
+            except RunDirectoryError:
+                raise
             except SentisynthError as error:  # a row with its reason, not a hole
                 self._is_at_work = False
                 self._runner.conclude(self._trial, error=str(error))
             except Exception:
                 self._is_at_work = False  # what was reached is no result: it is tried again
                 raise
-            return {**self._last, "trial_name": self._trial.name, "done": True}
+            return {**self._last, "done": True}
 
         def save_checkpoint(self, checkpoint_dir: str) -> None:
             """The training keeps its own, in its work directory."""
@@ -179,6 +191,10 @@ def _trial_of(values: dict[str, Any], base: Trial | None, seeds: tuple[int, ...]
     return dataclasses.replace(drawn, seed=seeds[int(drawn.name, 16) % len(seeds)])
 
 
+class _Broken(BaseException):
+    """Ends Tune as Ctrl-C does: what the other trials have reached is no result."""
+
+
 class _Told(tune.Callback):
     """Passes results on. Tune writes its callbacks to a file: this one leaves its listener out."""
 
@@ -191,6 +207,8 @@ class _Told(tune.Callback):
 
     def on_trial_result(self, *_: Any, result: dict[str, Any], **__: Any) -> None:
         """An error of the listener is kept: Tune would stop all trials, and show its traceback."""
+        if _BROKEN in result:
+            raise _Broken(result[_BROKEN])
         if self.error is None:
             try:
                 self._on_result(result)
@@ -251,12 +269,17 @@ def _failed(
     tuner: tune.Tuner, told: _Told, trial_of: Callable[[dict[str, Any]], Trial]
 ) -> list[tuple[Trial, str]]:
     """Trials whose process failed in a way of its own, with the last line of what it said. Raises
-    what the listener raised.
+    what the listener raised, and RunDirectoryError where the trials' files cannot be written.
     """
     # Tune's own answer to Ctrl-C is to end as if all were well
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     with signals.kept():
-        results = tuner.fit()
+        try:
+            results = tuner.fit()
+        except _Broken as broken:
+            raise RunDirectoryError(
+                f"{broken}; mend that, and the same command goes on from here"
+            ) from None
     if told.error is not None:
         raise told.error
     failed = []

@@ -7,6 +7,7 @@ tokenised, generated or scored again, whatever α, β, τ, T and n it has.
 import dataclasses
 import shutil
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sentisynth.data.files import read_json, write_json
 from sentisynth.data.logits import softmax
 from sentisynth.models.classifier import load_classifier
 from sentisynth.seeding import derive_seed, fingerprint
-from sentisynth.training.checkpoint import Progress, best_weights, read_progress
+from sentisynth.training.checkpoint import Progress, read_progress
 from sentisynth.training.jobs import Loaded, finished_classifier
 from sentisynth.training.loop import evaluations, seed_all
 from sentisynth.training.rows import Rows
@@ -60,13 +61,6 @@ class Trial:
         return selection_name(self.arm != UNVERIFIED, self.tau, self.n_per_class)
 
     @property
-    def point(self) -> dict[str, Any]:
-        """All but the seed."""
-        values = dataclasses.asdict(self)
-        del values["seed"]
-        return values
-
-    @property
     def name(self) -> str:
         """Short and unique within a sweep."""
         return fingerprint(dataclasses.asdict(self))[:12]
@@ -80,13 +74,24 @@ def selection_name(verified: bool, tau: float, n_per_class: int) -> str:
 
 
 class TrialRunner:
-    """A process that trains one trial after another on the same files."""
+    """A process that trains one trial after another on the same files; `is_search` if a search
+    draws them.
+    """
 
-    def __init__(self, shared: Path, trials: Path, config: RunConfig, teacher: Path) -> None:
+    def __init__(
+        self,
+        shared: Path,
+        trials: Path,
+        config: RunConfig,
+        teacher: Path,
+        *,
+        is_search: bool = False,
+    ) -> None:
         self._rows, self._validation = Rows.map(shared / ROWS), Rows.map(shared / VALIDATION)
         with np.load(shared / SELECTIONS, allow_pickle=False) as selections:
             self._selections = dict(selections)
         self._trials, self._config, self._teacher = trials, config, teacher
+        self._is_search = is_search
         self.progress = Progress()
         """Of the training at work."""
 
@@ -111,11 +116,18 @@ class TrialRunner:
             task, train, seed, work, self.progress, total_steps=trial.steps, eval_every=every
         )
 
-    def finished(self, trial: Trial) -> Loaded:
-        """The student of a trial at its best; trained again if its weights were not kept."""
-        if not best_weights(self.work(trial)):
-            for _ in self.train(trial):
-                pass
+    def finished(self, trial: Trial, steps: int) -> Loaded:
+        """The student of a trial at its best in the `steps` of its result; trained again up to
+        there if what was kept is of other steps.
+        """
+        step = read_progress(self.work(trial)).step
+        if step > steps:  # a later sweep went on with it, and was cut off
+            shutil.rmtree(self.work(trial))
+        if step != steps:
+            with closing(self.train(trial)) as entries:
+                for entry in entries:
+                    if entry["step"] >= steps:
+                        break
         return finished_classifier(
             lambda: self._load(trial),
             self.rows_of(trial),
@@ -154,7 +166,8 @@ class TrialRunner:
     def conclude(self, trial: Trial, *, error: str = "", stopped: bool = False) -> None:
         """Write what came out of the training at work, whole or not at all."""
         progress = Progress() if error else self.progress
-        write_json(self._trials / f"{trial.name}.json", result_of(trial, progress, error, stopped))
+        result = result_of(trial, progress, error, stopped)
+        write_json(self._trials / f"{trial.name}.json", {**result, "is_search": self._is_search})
         if error:
             shutil.rmtree(self.work(trial), ignore_errors=True)
 
@@ -183,6 +196,6 @@ def read_results(trials: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """A trial's file; earlier ones say `stopped` of one that was cut."""
+    """A trial's file; earlier ones say `stopped` of one that was cut, and count for searches."""
     result = read_json(path)
-    return {"cut": bool(result.get("stopped")), **result}
+    return {"cut": bool(result.get("stopped")), "is_search": True, **result}

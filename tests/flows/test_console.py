@@ -67,7 +67,7 @@ def test_for_machines_each_line_is_an_object(capsys: pytest.CaptureFixture[str])
     ]
 
 
-def test_for_machines_progress_comes_at_most_once_a_second(
+def test_for_machines_progress_comes_at_most_once_a_second_and_the_last_of_a_stage_always(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     console = Console("json")
@@ -75,15 +75,44 @@ def test_for_machines_progress_comes_at_most_once_a_second(
         for i in range(100):
             console.progress("", {"i": i})
         console.progress("words alone")
+    console.progress("", {"i": 100})
+    console.progress("", {"i": 101})
+    with console.stage("D"):
+        pass
     told = entries(capsys.readouterr().err)
-    assert [e["i"] for e in told if e["event"] == "progress"] == [0]
+    assert [(e["event"], e["stage"], e.get("i")) for e in told] == [
+        ("started", "C", None),
+        ("progress", "C", 0),
+        ("progress", "C", 99),
+        ("finished", "C", None),
+        ("progress", "C", 101),
+        ("started", "D", None),
+        ("finished", "D", None),
+    ]
+    assert [e["time"] for e in told] == sorted(e["time"] for e in told)
+
+
+def test_for_machines_what_stays_is_told_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console("json")
+    with console.stage("A"):
+        for i in range(4):
+            console.progress("", {"i": i}, stays=i % 2 == 1)
+    told = entries(capsys.readouterr().err)
+    assert [e["i"] for e in told if e["event"] == "progress"] == [0, 1, 3]
 
 
 def test_for_machines_a_training_tells_its_figures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    entry = {"step": 20, "total_steps": 100, "macro_f1": 0.75, "train_loss": 0.5}
-    monkeypatch.setattr(training, "run_training", lambda *given, **_: given[3](entry))
+    pulse = {"step": 10, "total_steps": 100, "train_loss": 0.6}
+    entry = {"step": 20, "total_steps": 100, "epoch": 1, "macro_f1": 0.75, "train_loss": 0.5}
+    told_of = (pulse, pulse, entry, {**entry, "step": 40})
+
+    def run_training(*given: Any, **_: Any) -> None:
+        for entry in told_of:
+            given[3](entry)
+
+    monkeypatch.setattr(training, "run_training", run_training)
     console, log = Console("json"), SimpleNamespace(metrics=lambda *_, **__: None)
 
     def do(name: str, title: str, parts: Any, build: Any) -> None:
@@ -100,10 +129,13 @@ def test_for_machines_a_training_tells_its_figures(
         cluster=ClusterConfig(),
     )
     train, job, card = TrainConfig(), cast(Any, None), lambda _: "card"
-    training.train_on_ray(place, "teacher", "A", {}, train, job, [], card)
+    notes = {"start": "org/name"}
+    training.train_on_ray(place, "teacher", "A", {}, train, job, [], card, None, notes)
     told = entries(capsys.readouterr().err)
-    assert [e["event"] for e in told] == ["started", "progress", "finished"]
-    assert told[1].items() >= entry.items()
+    assert [e["event"] for e in told] == ["started", *["progress"] * 3, "finished"]
+    assert [e["step"] for e in told[1:-1]] == [10, 20, 40]
+    assert told[2].items() >= entry.items()
+    assert json.loads((tmp_path / "metrics.json").read_text()) == notes
 
 
 def test_for_machines_a_sweep_tells_how_far_it_is(

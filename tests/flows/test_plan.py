@@ -104,6 +104,15 @@ def test_plan_refuses_more_workers_than_there_are_gpus(capsys: pytest.CaptureFix
     assert "4 training workers with 1 GPUs each need 4 GPUs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("gpus", [[], ["--gpus", "0"]])
+def test_plan_refuses_the_memory_of_no_gpus(
+    gpus: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.init", lambda **_: pytest.fail("Ray was started"))
+    assert main(["plan", "quickstart", "--gpu-memory", "40", *gpus]) == 2
+    assert "--gpu-memory is 40, and of no GPUs; give --gpus N" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("override", "told"),
     [

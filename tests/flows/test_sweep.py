@@ -10,8 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from sentisynth.cli import main
@@ -20,12 +21,14 @@ from sentisynth.config.types import RunConfig
 from sentisynth.config.yaml_text import parse_value
 from sentisynth.data.files import sha256_file, write_json
 from sentisynth.errors import ConfigError, QuotaError
-from sentisynth.evaluation.sweeps import points_of, sweep_plots, to_csv, verdict
-from sentisynth.flows import sweep_rows
-from sentisynth.flows.sweep import _those_of
+from sentisynth.evaluation.sweeps import candidates, points_of, sweep_plots, to_csv, verdict
+from sentisynth.flows import sweep, sweep_rows
+from sentisynth.flows.sweep import _done, _those_of
 from sentisynth.flows.sweep_plan import plan_sweep
+from sentisynth.flows.sweep_rows import selection_digests
 from sentisynth.models.loading import model_digest
 from sentisynth.training.checkpoint import Progress
+from sentisynth.training.rows import Rows
 from sentisynth.training.trials import Trial, read_results, result_of
 
 CHOICES: dict[str, Any] = {"seeds": [1], "search": "grid", "samples": 4, "stopping": "none"}
@@ -77,7 +80,7 @@ def test_a_grid_is_trained_reported_and_recorded(swept: tuple[Path, list[str]]) 
     summary = json.loads((out / "summary.json").read_text())
     assert [len(point["values"]) for point in summary["points"]] == [2, 2]
     assert summary["best"]["mean"] == max(point["mean"] for point in summary["points"])
-    assert [entry["seed"] for entry in summary["test"]] == [41, 42]
+    assert {entry["seed"] for entry in summary["test"]} == {41, 42}
     page = (out / "report.html").read_text()
     assert summary["verdict"] in page.replace("&#39;", "'") and "<svg" in page
     assert (out / "student" / "model.safetensors").is_file()
@@ -178,6 +181,10 @@ def test_a_search_and_a_pool_that_is_extended(
         ("alpha", {}, {"samples": 0}, "samples is 0"),
         ("alpha", {}, {"stopping": "soon"}, "stopping is 'soon'"),
         ("alpha", {"student.train.learning_rate": [0]}, {}, "student.train.learning_rate is 0"),
+        ("alpha", {}, {"register": "models/mini"}, "register is 'models/mini'; a registered model"),
+        ("alpha", {}, {"register": "mini:1"}, "register is 'mini:1'"),
+        ("alpha", {}, {"register": "mini's"}, 'register is "mini\'s"'),
+        ("alpha", {}, {"register": " "}, "register is ' '"),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_a_sentence(
@@ -185,6 +192,12 @@ def test_a_sweep_that_makes_no_sense_is_a_sentence(
 ) -> None:
     with pytest.raises(ConfigError, match=told):
         plan_sweep(kind, load_config("quickstart"), dims, **{**CHOICES, **choices})
+
+
+def test_a_registered_model_has_any_plain_name() -> None:
+    for name in ("mini", "Mini 2.1-beta_3", "catalog.schema.mini", "kleines_Modell_für_alle"):
+        plan = plan_sweep("alpha", load_config("quickstart"), {}, **CHOICES, register=name)
+        assert plan.register == name
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
@@ -260,6 +273,60 @@ def test_trainings_that_were_cut_count_where_some_may_be_cut(
     assert sorted(row["cut"] for row in csv.DictReader(io.StringIO(table))) == ["0", "1"]
 
 
+def test_a_training_that_failed_is_missing_for_the_next_command(tmp_path: Path) -> None:
+    trials = [Trial(**result(0.1, seed, 0.5)["trial"]) for seed in (1, 2)]
+    write_json(tmp_path / f"{trials[0].name}.json", result_of(trials[0], Progress(), "no number"))
+    write_json(tmp_path / f"{trials[1].name}.json", result_of(trials[1], Progress(step=8)))
+    plan: Any = SimpleNamespace(search="grid", stopping="none")
+    assert list(_done(plan, trials[0], trials, tmp_path)) == [trials[1].name]
+    assert list(read_results(tmp_path)) == [trials[1].name]
+
+
+def test_a_search_counts_its_own_points_and_knows_those_of_a_grid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, dims = load_config("quickstart"), {"alpha": "uniform(0,1)"}
+    plan = plan_sweep("alpha", config, dims, **{**CHOICES, "search": "optuna"})
+    asked: list[Any] = []
+    monkeypatch.setattr(sweep, "search_trials", lambda *_, **given: asked.append(given))
+    done = {f"t{i}": {**result(i / 10, 1, 0.5), "is_search": i == 0} for i in range(5)}
+    base: Any = Trial(**done["t0"]["trial"])
+    sweep._train_missing(plan, base, [], done, cast(Any, None))
+    assert asked[0]["samples"] == 3 and len(asked[0]["known"]) == 5
+    drawn = {name: {**found, "is_search": True} for name, found in done.items()}
+    assert sweep._train_missing(plan, base, [], drawn, cast(Any, None)) == [] and len(asked) == 1
+
+
+def test_a_sweep_on_disk_is_refused_where_the_code_of_trainings_gives_other_students(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sweep, "plan_parts", lambda _: {})
+    monkeypatch.setattr(sweep, "model_digest", lambda _: "")
+    session: Any = SimpleNamespace(config=load_config("quickstart"))
+    parts = sweep._parts(session, tmp_path)
+    assert parts["code"] == 1 and "trainings" not in parts  # as before stamps named it
+    monkeypatch.setattr(sweep, "CODE_VERSION", 3)
+    assert sweep._parts(session, tmp_path) == {**parts, "trainings": 3}
+
+
+def test_the_same_rows_have_the_same_digest_wherever_they_lie(tmp_path: Path) -> None:
+    texts = {"a": [1, 2], "b": [3], "c": [4, 5, 6]}
+
+    def digests(name: str, order: str, selections: dict[str, str]) -> dict[str, str]:
+        shared, soft = tmp_path / name, np.array([[ord(t), 1.0] for t in order], np.float32)
+        shared.mkdir()
+        labels = np.zeros(len(order))
+        Rows.of([texts[t] for t in order], labels, soft_labels=soft).save(shared / "rows.arrow")
+        places = {k: np.array([order.index(t) for t in v]) for k, v in selections.items()}
+        np.savez(shared / "selections.npz", **cast(Any, places))
+        return selection_digests(shared)
+
+    alone = digests("alone", "ab", {"real": "a", "n=1": "b"})
+    beside = digests("beside", "acb", {"real": "a", "n=1": "b", "n=2": "cb"})
+    assert {name: beside[name] for name in alone} == alone
+    assert len(set(beside.values())) == 3
+
+
 def result(alpha: float, seed: int, f1: float | None) -> dict[str, Any]:
     trial = Trial(
         alpha=alpha, beta=0.3, tau=0.9, temperature=2.0, n_per_class=9, seed=seed, steps=8
@@ -278,6 +345,24 @@ def test_points_have_their_spread_and_the_verdict_their_lead() -> None:
     assert points[1]["low"] == pytest.approx(0.70) and points[1]["high"] == pytest.approx(0.72)
     told = verdict(points[1], points, ["alpha"])
     assert "α 0.5, 0.710 ± 0.014; it leads α 0.1" in told and "more than twice" in told
+
+
+def test_the_best_setting_has_all_its_seeds_where_one_has() -> None:
+    figures = {(0.1, 1): 0.60, (0.1, 2): 0.62, (0.5, 1): 0.90, (0.5, 2): None}
+    results = {f"t{i}": result(a, s, f) for i, ((a, s), f) in enumerate(figures.items())}
+    points = points_of(results, ["alpha"], {})
+    assert candidates(points) == points[:1]
+    told = verdict(points[0], points, ["alpha"])
+    assert told.endswith("Left out of the choice, since a seed failed: 1 of 2 settings.")
+    results["t0"] = result(0.1, 1, None)
+    results["t4"] = result(0.9, 1, None)
+    points = points_of(results, ["alpha"], {})
+    assert candidates(points) == points[:2]
+    told = verdict(points[1], points, ["alpha"])
+    assert "α 0.5, 0.900; it leads α 0.1" in told
+    assert told.endswith(
+        "No setting has all its seeds: this is the choice among those that have 1."
+    )
 
 
 @pytest.mark.chaos
