@@ -266,7 +266,10 @@ class RunConfig(NamedConfig):
         return f"<{name.upper()}>"
 
     def prompts(self, label: int) -> tuple[str, ...]:
-        """Texts to follow the control token of class `label`; at least one, perhaps empty."""
+        """Texts to follow the control token of class `label`, in lower case where all texts are; at
+        least one, perhaps empty.
+        """
         if self.generator.prompts is None:
             return ("",)
-        return self.generator.prompts[self.data.labels[label]] or ("",)
+        found = self.generator.prompts[self.data.labels[label]] or ("",)
+        return tuple(prompt.lower() for prompt in found) if self.data.lowercase else found

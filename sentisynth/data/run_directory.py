@@ -170,7 +170,7 @@ class RunDirectory:
             return True
         if not self._overwrite:
             wrong = problems[0] if same else f"{self.stage(name)} was made from something else"
-            told = "" if same else f": {_differences(found, parts)}"
+            told = "" if same else f": {differences(found, parts)}"
             remedy = "choose another directory with --out, or replace it with --overwrite"
             raise RunDirectoryError(f"{wrong}{told}; {remedy}")
         remove_tree(self.stage(name))
@@ -195,7 +195,7 @@ class RunDirectory:
         if begun is None or fingerprint(begun) != fingerprint(parts):
             if begun is not None and not self._overwrite:
                 raise RunDirectoryError(
-                    f"{work} was begun from something else: {_differences(begun, parts)}; choose "
+                    f"{work} was begun from something else: {differences(begun, parts)}; choose "
                     f"another directory with --out, or begin anew with --overwrite"
                 )
             if work.exists():
@@ -307,7 +307,8 @@ class RunDirectory:
             yield
 
 
-def _differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """The first values that differ, what they were and what they are now."""
     old, new = _flat(found), _flat(wanted)
     changed = [key for key in {**old, **new} if old.get(key, _ABSENT) != new.get(key, _ABSENT)]
     told = []

@@ -18,6 +18,7 @@ from sentisynth.data.text import clean
 from sentisynth.errors import DataError
 
 _PIECE = 16384  # rows read at once
+_TOLD = 5  # rows that a sentence names
 _LONGEST_TEXT, _MOST_BYTES = 2**20, 2**31
 FORMATS = (".parquet", ".csv", ".tsv", ".jsonl")
 
@@ -34,6 +35,13 @@ def read_rows(reference: str, config: DataConfig) -> pa.Table:
     if not values[0]:
         raise DataError(f"{reference} has no rows; give a file with labelled texts")
     texts = [_text(value, reference, row, config) for row, value in enumerate(values[0], start=1)]
+    empty = [row for row, text in enumerate(texts, start=1) if not text]
+    if empty:
+        told = f"row {empty[0]}: the text is empty; mend or remove the row"
+        if len(empty) > 1:
+            rows = ", ".join(map(str, empty[:_TOLD])) + (", …" if len(empty) > _TOLD else "")
+            told = f"rows {rows}: {len(empty):,} texts are empty; mend or remove these rows"
+        raise DataError(f"{reference}, {told}")
     labels = _labels(values[1], reference, config)
     return pa.table({schema.TEXT: texts, schema.LABELS: labels}, schema=schema.CORPUS)
 
@@ -49,10 +57,7 @@ def _text(value: Any, reference: str, row: int, config: DataConfig) -> str:
             f"{reference}, row {row}: the text has {len(value):,} characters; at most "
             f"{_LONGEST_TEXT:,} are read: cut it"
         )
-    text = clean(value, config.lowercase)
-    if not text:
-        raise DataError(f"{reference}, row {row}: the text is empty; mend or remove the row")
-    return text
+    return clean(value, config.lowercase)
 
 
 def _labels(values: list[Any], reference: str, config: DataConfig) -> list[int]:
@@ -102,9 +107,10 @@ def _read_columns(reference: str, config: DataConfig) -> tuple[list[Any], list[A
         if names.count(column) > 1:
             raise DataError(f"{reference} has the column {column!r} twice; keep one of them")
         if column not in names:
+            remedy = _remedy(Path(reference)) if os.path.isfile(reference) else ""
             raise DataError(
-                f"{reference} has no column {column!r}; its columns are {', '.join(names)}: set "
-                f"data.text_column and data.label_column"
+                f"{reference} has no column {column!r}; its columns are {', '.join(names)}"
+                + (remedy or ": set data.text_column and data.label_column")
             )
     return columns[0], columns[1]
 
@@ -137,7 +143,7 @@ def _read_table(reference: str, config: DataConfig) -> pa.Table:
         raise DataError(f"{reference} is not a file of a known kind; use {', '.join(FORMATS)}")
     if reference.startswith((".", "/", "~")):
         raise DataError(f"there is no file {reference}; check the path in the data section")
-    return _read_hub(reference)
+    return _read_hub(reference, config)
 
 
 def _read_file(path: Path, config: DataConfig) -> pa.Table:
@@ -160,7 +166,23 @@ def _read_file(path: Path, config: DataConfig) -> pa.Table:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty; give a file with labelled texts") from None
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {reason}") from None
+        remedy = _remedy(path, reason)
+        raise DataError(f"{path} cannot be read as {path.suffix[1:]}: {reason}{remedy}") from None
+
+
+def _remedy(path: Path, reason: str = "") -> str:
+    """What is the matter with many a table that a spreadsheet wrote; maybe nothing."""
+    if "invalid UTF8" in reason:
+        return "; it is not UTF-8: convert it, e.g. with iconv"
+    if path.suffix != ".csv":
+        return ""
+    try:
+        with path.open("rb") as stream:
+            first = stream.readline(2**16)
+    except OSError:
+        return ""
+    is_parted = first.count(b";") > first.count(b",")
+    return "; its columns are parted by ';': save it with commas" if is_parted else ""
 
 
 def _read_parquet(path: Path, wanted: tuple[str, str]) -> pa.Table:
@@ -193,7 +215,7 @@ def _package_file(name: str) -> Path:
     return path
 
 
-def _read_hub(reference: str) -> pa.Table:
+def _read_hub(reference: str, config: DataConfig) -> pa.Table:
     import datasets
     from huggingface_hub import errors
 
@@ -209,4 +231,12 @@ def _read_hub(reference: str) -> pa.Table:
             f"no file and no Hub dataset could be read as {reference!r} ({reason}); "
             f"give a local file, or check the name and the network"
         ) from None
-    return rows.with_format("arrow")[:]
+    table: pa.Table = rows.with_format("arrow")[:]
+    label = rows.features.get(config.label_column)
+    if isinstance(label, datasets.ClassLabel) and {*label.names} == {*config.labels}:
+        # numbers of the data set's order, which need not be that of data.labels
+        numbers = table[config.label_column].to_pylist()
+        names = [label.names[n] if n is not None and n >= 0 else None for n in numbers]
+        place = table.column_names.index(config.label_column)
+        table = table.set_column(place, config.label_column, pa.array(names, pa.string()))
+    return table

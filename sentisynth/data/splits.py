@@ -12,6 +12,17 @@ from sentisynth.data.text import normal_form
 from sentisynth.errors import DataError
 from sentisynth.seeding import derive_seed
 
+_WORDS = {
+    "seed": "rows to learn from",
+    "validation": "to validate",
+    "test": "to test",
+    "in_test": "since data.test has them",
+    "in_validation": "since data.validation has them",
+    "validation_in_test": "of data.validation since data.test has them",
+    "repeated": "since they repeat a text",
+    "contradictory": "since their text has several classes",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
@@ -23,10 +34,21 @@ class Corpus:
     dropped: dict[str, int]
     """Source rows left out, by reason: `in_test`, `in_validation`, `repeated`, `contradictory`;
     and `validation_in_test`."""
+    unused: int
+    """Source rows beyond `data.n_seed` and those held out."""
 
     def splits(self) -> dict[str, pa.Table]:
         """The three tables by name."""
         return {"seed": self.seed, "validation": self.validation, "test": self.test}
+
+    @property
+    def told(self) -> str:
+        """What became of the rows, in words."""
+        tables = self.splits()
+        told = [f"{table.num_rows:,} {_WORDS[name]}" for name, table in tables.items()]
+        told += [f"{n:,} left out {_WORDS[reason]}" for reason, n in self.dropped.items() if n]
+        told += [f"{self.unused:,} not used (data.n_seed)"] if self.unused else []
+        return "; ".join(told)
 
 
 def load_corpus(config: DataConfig, seed: int) -> Corpus:
@@ -56,7 +78,8 @@ def load_corpus(config: DataConfig, seed: int) -> Corpus:
     _require_all_classes(held_out["test"], config, "data.test")
     overlap = _overlap(dropped, "validation_in_test")
     _require_all_classes(held_out["validation"], config, "data.validation", overlap)
-    return Corpus(seed=rows, dropped=dropped, **held_out)
+    unused = source.num_rows - rows.num_rows
+    return Corpus(seed=rows, dropped=dropped, unused=unused, **held_out)
 
 
 def stratified_sample(table: pa.Table, n: int, seed: int) -> np.ndarray:
@@ -65,6 +88,10 @@ def stratified_sample(table: pa.Table, n: int, seed: int) -> np.ndarray:
     classes, counts = np.unique(labels, return_counts=True)
     shares = n * counts / counts.sum()
     take = np.floor(shares).astype(int)
+    if n >= len(classes):
+        take = np.maximum(take, 1)  # of a rare class one row rather than none
+    while take.sum() > n:
+        take[take.argmax()] -= 1
     order = np.argsort(-(shares - take), kind="stable")
     take[order[: n - take.sum()]] += 1
     random = np.random.default_rng(seed)
@@ -121,9 +148,14 @@ def _require_rows(
 ) -> None:
     if table.num_rows < n:
         overlap = _overlap(dropped, "in_test", "in_validation")
+        lost = ", ".join(
+            f"{dropped[reason]:,} left out {_WORDS[reason]}"
+            for reason in ("repeated", "contradictory")
+            if dropped.get(reason)
+        )
         raise DataError(
-            f"{config.source} has {table.num_rows} distinct rows left for {key}={n}{overlap}; "
-            f"lower {key} or give {'other' if overlap else 'more'} rows"
+            f"{config.source} has {table.num_rows} distinct rows left for {key}={n}{overlap}"
+            f"{lost and f' ({lost})'}; lower {key} or give {'other' if overlap else 'more'} rows"
         )
 
 

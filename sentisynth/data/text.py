@@ -5,6 +5,7 @@ import unicodedata
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060\ufeff]")
 _ESCAPES = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_LATIN = ((0x1E00, 0x1F00), (0x2010, 0x2040), (0x20A0, 0x20D0))  # letters, punctuation, money
 _SPACE = re.compile(r"\s+")
 _NOT_WORD = re.compile(r"[\W_]+")
 # Han and kana, where no space parts the words
@@ -64,5 +65,5 @@ def is_printable(text: str, charset: str) -> bool:
     if charset == "ascii":
         return text.isascii()
     return all(
-        ord(c) < 0x250 or 0x1E00 <= ord(c) < 0x1F00 or 0x2010 <= ord(c) < 0x2040 for c in text
+        ord(c) < 0x250 or any(first <= ord(c) < last for first, last in _LATIN) for c in text
     )

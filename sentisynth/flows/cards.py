@@ -79,20 +79,18 @@ def model_card(config: RunConfig, name: str, directory: Path) -> str:
         name=config.name,
         what=_what(config, name),
         table="\n".join(f"| {key} | {value} |" for key, value in rows),
-        use=_GENERATES if is_generator else _classifies(config, name, settings.max_length),
+        use=_GENERATES if is_generator else _classifies(config, name),
         config=yaml.safe_dump(values, sort_keys=False),
     )
 
 
-def _classifies(config: RunConfig, name: str, max_length: int) -> str:
-    lowered, told = "", ""
-    if config.data.lowercase:
-        lowered, told = ".lower()", "  # as every text that it learned from"
+def _classifies(config: RunConfig, name: str) -> str:
+    lowered = ".lower()" if config.data.lowercase else ""
     return (
         f"    from transformers import pipeline\n"
-        f'    classify = pipeline("text-classification", "{name}", truncation=True, '
-        f"max_length={max_length})\n"
-        f'    classify("A fine film."{lowered}){told}'
+        f'    classify = pipeline("text-classification", "{name}", truncation=True)\n'
+        f'    text = " ".join("A fine film.".split()){lowered}  # as all that it learned from\n'
+        f"    classify(text)"
     )
 
 

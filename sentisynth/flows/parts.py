@@ -13,7 +13,7 @@ from sentisynth.models.devices import DeviceFacts, check_int8
 from sentisynth.models.loading import model_digest
 from sentisynth.seeding import fingerprint
 
-_CODE_VERSION = 7  # raise it when the same plan would give other bytes
+_CODE_VERSION = 8  # raise it when the same plan would give other bytes
 _SAMPLER_WITHOUT_TOP_K = 2  # the same of such a plan alone
 _OF_PRECISION = {"fp16": 2, "int8": 1}  # the same of one synthesis.precision alone
 _SHARE_OF_GPU, _SHARE_OF_RAM = 0.8, 0.4

@@ -9,12 +9,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table
+from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import load_corpus
+from sentisynth.data.text import is_printable
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.dataset import build_dataset
+from sentisynth.flows.made import kept_otherwise
 from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, workplace
 from sentisynth.flows.starts import check_generation, check_starts
@@ -28,6 +32,8 @@ from sentisynth.flows.training import (
 from sentisynth.models.loading import load_tokenizer, read_config, resolve_model
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import ARMS
+
+_FEW = 0.02  # of the seed rows
 
 
 def run(session: Session) -> None:
@@ -59,9 +65,23 @@ def prepare_corpus(session: Session, *models: str) -> None:
             write_table(out / f"{name}.parquet", table)
             path = session.directory.stage("corpus") / f"{name}.parquet"
             log.dataset(name, path, digests[name], table.num_rows)
-        log.metrics({"dropped": corpus.dropped})
+        log.metrics({"dropped": corpus.dropped, "unused": corpus.unused})
+        session.console.note(f"   {corpus.told}")
+        _tell_charset(session, corpus.seed[schema.TEXT].to_pylist())
 
     session.do("corpus", "   real rows: seed, validation, test", parts, build)
+
+
+def _tell_charset(session: Session, texts: list[str]) -> None:
+    """Candidates are like the rows that they are learned from: what rejects these wastes those."""
+    charset = session.config.synthesis.screens.charset
+    share = sum(not is_printable(text, charset) for text in texts) / len(texts)
+    if share > _FEW:
+        remedy = "any" if charset == "latin" else "latin or any"
+        session.console.note(
+            f"   {share:.0%} of the rows to learn from have characters that candidates must not "
+            f"have: synthesis.screens.charset is {charset}; set {remedy}"
+        )
 
 
 def evaluate(session: Session) -> None:
@@ -77,11 +97,17 @@ def evaluate(session: Session) -> None:
 
 def corpus_of_teacher(session: Session) -> None:
     """`prepare_corpus`, of the rows that the teacher learned from."""
-    prepare_corpus(session, "teacher")
+    _corpus_of(session, "teacher")
 
 
 def _corpus_of_both(session: Session) -> None:
-    prepare_corpus(session, "teacher", "generator")
+    _corpus_of(session, "teacher", "generator")
+
+
+def _corpus_of(session: Session, *models: str) -> None:
+    prepare_corpus(session, *models)
+    for told in kept_otherwise(session.config, models, session.directory):
+        session.console.note(f"   {told}")
 
 
 STAGES: dict[str, tuple[Callable[[Session], None], ...]] = {
@@ -112,6 +138,15 @@ def _start(reference: str) -> Any:
     return read_config(path)
 
 
+def _of_what_is_there(config: RunConfig, command: str, out: Path) -> RunConfig:
+    """Layers of the teacher that a student begins with are those of the finished one."""
+    teacher = RunDirectory(out).path / "teacher"
+    if command != "distil" or not (teacher / "config.json").is_file():
+        return config
+    made = config.teacher.model_copy(update={"model": str(teacher)})
+    return config.model_copy(update={"teacher": made})
+
+
 @contextmanager
 def opened(
     config: RunConfig,
@@ -125,7 +160,7 @@ def opened(
     Data and starting models are read before anything is made: a mistake in them costs nothing.
     """
     corpus = load_corpus(config.data, config.seed)
-    check_starts(config, _STARTS_FROM.get(command, ()), _start)
+    check_starts(_of_what_is_there(config, command, out), _STARTS_FROM.get(command, ()), _start)
     options = {"overwrite": overwrite, "makes_nothing": command in _MAKE_NOTHING}
     with workplace(config, out, console, **options) as place:
         yield Session(

@@ -23,6 +23,7 @@ from sentisynth.data.splits import Corpus
 from sentisynth.data.storage import is_remote, probe
 from sentisynth.errors import ConfigError, RunDirectoryError
 from sentisynth.flows.console import Console
+from sentisynth.flows.made import with_dataset, with_models
 from sentisynth.models.devices import DeviceFacts
 from sentisynth.runtime.nodes import check_storage, gather
 from sentisynth.runtime.placement import Placement, place_stream
@@ -134,11 +135,10 @@ def workplace(
         place = Workplace(
             directory=directory, tracker=tracker, console=console, cluster=config.cluster
         )
-        with directory.records_kept(), connected():
+        with directory.records_kept(), tracker.parent(), connected():
             place.gather()
             check_storage(directory.uri or directory.path)
-            with tracker.parent():
-                yield place
+            yield place
         if tracker.outbox.error is not None:
             console.note(
                 f"   {tracker.outbox.error}; {len(tracker.outbox)} records are kept in "
@@ -174,16 +174,14 @@ def _refuse_other_kind(config: NamedConfig, directory: RunDirectory) -> None:
 
 
 def write_config(config: NamedConfig, directory: RunDirectory, versions: dict[str, str]) -> None:
-    """config.yaml: the resolved configuration and the versions that run it; of models that are
-    there, what they were made with, whatever a later command said. Where records were sent is no
-    part of it: a recipe does not choose that.
+    """config.yaml: the resolved configuration and the versions that run it; of models and a dataset
+    that are there, what they were made with, whatever a later command said. Where records were sent
+    is no part of it: a recipe does not choose that.
     """
     values = config.model_dump(mode="json", exclude={"tracking": {"uri"}})
-    for name in ("teacher", "generator", "student") if isinstance(config, RunConfig) else ():
-        made = (directory.readable_stamp(name) or {}).get(name)
-        if isinstance(made, dict) and isinstance(made.get("train"), dict):
-            train = {**values[name]["train"], **made["train"]}
-            values[name] = {**values[name], **made, "train": train}
+    if isinstance(config, RunConfig):
+        values = with_models(values, ("teacher", "generator", "student"), directory)
+        values = with_dataset(values, directory)
     values = {**values, "fingerprint": fingerprint(values), "versions": versions}
     write_text(directory.path / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 

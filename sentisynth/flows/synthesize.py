@@ -20,6 +20,7 @@ from sentisynth.flows.parts import (
     refuse_other_machines,
 )
 from sentisynth.flows.progress import StreamProgress
+from sentisynth.flows.real_texts import real_texts
 from sentisynth.flows.session import Session
 from sentisynth.generation.engine import check_generator
 from sentisynth.models.classifier import check_verifier
@@ -31,7 +32,6 @@ from sentisynth.runtime.stream import Finished, UnitStream
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.runtime.watch import ClusterChangedError, UnbalancedError
 from sentisynth.seeding import fingerprint
-from sentisynth.training.jobs import read_splits
 
 _LOG_EVERY_S = 10.0
 _MEASURED_S = 60.0  # of a stream, until its stages' pace is known
@@ -141,8 +141,7 @@ def _fill(
     log: StageLog,
 ) -> None:
     directory, decided = session.directory, parts["synthesis"]
-    splits = read_splits(directory.require("corpus", "synthesize …"))
-    held_out = [t for n in ("validation", "test") for t in splits[n][schema.TEXT].to_pylist()]
+    held_out, seed_texts = real_texts(config, directory)
     done, placement = set(done), session.placement
     while not reader.all_full:
         _refuse_hopeless(config, reader)
@@ -155,7 +154,7 @@ def _fill(
             plan=fingerprint(parts),
             arithmetic=list(zip(decided["devices"], decided["precision"], strict=True)),
             evaluation_texts=held_out,
-            seed_texts=splits["seed"][schema.TEXT].to_pylist(),
+            seed_texts=seed_texts,
         )
         stream = UnitStream(
             pools,

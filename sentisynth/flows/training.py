@@ -2,17 +2,19 @@
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from sentisynth.config.load import parse_config
 from sentisynth.config.types import RunConfig, TrainConfig
-from sentisynth.data.files import read_json, write_text
+from sentisynth.data.files import read_json, write_json, write_text
 from sentisynth.data.storage import download_files, remove_tree
 from sentisynth.flows.cards import model_card
 from sentisynth.flows.console import training_line
+from sentisynth.flows.made import START, with_models
 from sentisynth.flows.session import Session, Workplace
 from sentisynth.models.classifier import starts_from_teacher
 from sentisynth.models.loading import model_digest, resolve_model
@@ -29,7 +31,8 @@ _SHARED_OUT = {
     *("micro_batch_size", "gradient_checkpointing", "workers"),
     *("engine", "zero_stage", "offload", "deepspeed"),
 }
-_CODE_VERSION = 2  # raise it when the same parts would give another model
+_FEW = 0.02  # of the texts that a model learns from
+CODE_VERSION = 2  # raise it when the same parts would give another model
 
 
 def shared_workers(place: Workplace) -> AbstractContextManager[KeptGroup]:
@@ -94,7 +97,7 @@ def _parts(session: Session, section: str, model: str) -> dict[str, Any]:
     settings = getattr(session.config, section)
     values = settings.model_dump(mode="json", exclude={"model": True, "train": _NOT_THE_RESULT})
     return {
-        "code": _CODE_VERSION,
+        "code": CODE_VERSION,
         "seed": session.config.seed,
         "corpus": fingerprint(session.directory.read_stamp("corpus")),
         section: values,
@@ -112,9 +115,19 @@ def _train(
     workers: KeptGroup | None = None,
 ) -> None:
     section = name if name in ("teacher", "generator") else "student"
-    train: TrainConfig = getattr(session.config, section).train
-    card = partial(model_card, session.config, name)
-    train_on_ray(session, name, title, parts, train, job, inputs, card, workers)
+    settings = getattr(session.config, section)
+    train: TrainConfig = settings.train
+    card = partial(model_card, _config_of_card(session, section), name)
+    notes = {START: settings.model}
+    train_on_ray(session, name, title, parts, train, job, inputs, card, workers, notes)
+
+
+def _config_of_card(session: Session, section: str) -> RunConfig:
+    """Of a student, with the teacher and the generator that are there."""
+    if section != "student":
+        return session.config
+    values = session.config.model_dump(mode="json")
+    return parse_config(with_models(values, ("teacher", "generator"), session.directory))
 
 
 def train_on_ray(
@@ -127,18 +140,20 @@ def train_on_ray(
     inputs: Sequence[str],
     card: Callable[[Path], str],
     workers: KeptGroup | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
     """Run `job(*inputs, out=…, work=…, report=…)` on Ray Train, unless that was done; follow it.
 
-    Inputs are finished stages; `card` writes the card of the model in a directory. Checkpoints lie
-    in a directory of the run that is removed with the training's end. `workers` may be shared with
-    other trainings.
+    Inputs are finished stages; `card` writes the card of the model in a directory; `notes` join
+    the figures of its metrics.json. Checkpoints lie in a directory of the run that is removed with
+    the training's end. `workers` may be shared with other trainings.
     """
     directory, work_name, goal = place.directory, f".training/{name}", _goal(parts)
 
     def build(out: Path, log: StageLog) -> None:
         def follow(entry: dict[str, Any]) -> None:
-            place.console.progress(training_line(entry), entry)
+            stays = "epoch" in entry  # an evaluation; between them the loss alone is told
+            place.console.progress(training_line(entry), entry, stays=stays)
             log.metrics(entry, step=int(entry["step"]))
 
         def restarted(times: int, reason: str) -> None:
@@ -170,13 +185,23 @@ def train_on_ray(
             download_files(made, out)
             remove_tree(made)
             remove_tree(work)
+        figures = {**read_json(out / "metrics.json"), **(notes or {})}
+        write_json(out / "metrics.json", figures)
         write_text(out / "README.md", card(out))
-        log.metrics(
-            {k: v for k, v in read_json(out / "metrics.json").items() if k != "evaluations"}
-        )
+        _tell_cut(place, figures)
+        log.metrics({k: v for k, v in figures.items() if k != "evaluations"})
 
     place.do(name, title, parts, build)
     shutil.rmtree(directory.path / work_name, ignore_errors=True)
+
+
+def _tell_cut(place: Workplace, figures: Mapping[str, Any]) -> None:
+    n, cut = figures.get("rows", 0), figures.get("rows_of_max_length", 0)
+    if cut > _FEW * n:
+        most = figures["max_length"]
+        place.console.note(
+            f"   {cut:,} of {n:,} texts have {most} tokens or more: max_length={most}"
+        )
 
 
 def _goal(parts: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Weights come from safetensors alone, and no code of a model's repository is ever
 
 import hashlib
 import os
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,14 +82,24 @@ def read_config(path: Path) -> Any:
 
 
 def model_digest(path: Path) -> str:
-    """sha256 over names and bytes of everything in a model directory that decides what it does."""
-    digest = hashlib.sha256()
+    """sha256 over names and bytes of everything in a model directory that decides what it does.
+
+    A command asks several times: weights are read again where a file has changed since.
+    """
     kept, ours = (".safetensors", ".model", ".txt", ".json"), ("metrics.json", "stage.json")
-    for file in sorted(p for p in path.iterdir() if p.suffix in kept and p.name not in ours):
+    files = sorted(p for p in path.iterdir() if p.suffix in kept and p.name not in ours)
+    digest = hashlib.sha256()
+    for file in files:
+        facts = file.stat()
         digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(_digest(file.resolve(), facts.st_ino, facts.st_size, facts.st_mtime_ns))
     return digest.hexdigest()
+
+
+@lru_cache(maxsize=256)
+def _digest(file: Path, *_: int) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def load_pretrained(

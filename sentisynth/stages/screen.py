@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +64,14 @@ class Screen:
         if repetition(text) > self._config.max_repetition:
             return schema.REPETITION
         return None
+
+
+def with_beginnings(texts: Sequence[str], tokenizer: Any, n_tokens: int) -> list[str]:
+    """Texts, and the first `n_tokens` tokens of those that have more: that is all a generator gives
+    back of a text that it knows by heart, and of the whole one it would be no near copy.
+    """
+    found = tokenizer([*texts], add_special_tokens=False)["input_ids"] if texts else []
+    return [*texts, *tokenizer.batch_decode([i[:n_tokens] for i in found if len(i) > n_tokens])]
 
 
 def repetition(text: str) -> float:

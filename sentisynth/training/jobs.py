@@ -120,7 +120,8 @@ def adapt(config: RunConfig, corpus: Path, out: Path, work: Path, report: Report
 
         return shared_rows(work / f"rows-{name}.arrow", tokenised)
 
-    task = LanguageModelTask(model, tokenizer, rows("seed"), rows("validation"))
+    task_rows = rows("seed")
+    task = LanguageModelTask(model, tokenizer, task_rows, rows("validation"))
     progress = fit(task, settings.train, seed, report, work)
     if is_first_worker():
         del task, model
@@ -131,6 +132,7 @@ def adapt(config: RunConfig, corpus: Path, out: Path, work: Path, report: Report
         save_model(model, tokenizer, out)
         best = figures_of(progress)
         figures = {"frozen_blocks": n_frozen, "lora_rank": settings.lora_rank, **best}
+        figures |= _lengths(task_rows, settings.max_length)
         write_json(out / "metrics.json", {**figures, **history(progress, settings.train)})
 
 
@@ -223,6 +225,7 @@ def _train_classifier(
     total = total_steps or -(-len(task.rows) // train.batch_size) * train.epochs
     del task, model
     model, tokenizer = finished_classifier(load, train_rows, validation_rows, work, train, total)
+    tokenizer.model_max_length = max_length  # as it learned to read
     save_model(model, tokenizer, out)
     for name, table in splits.items():
         texts = table[schema.TEXT].to_pylist()
@@ -231,7 +234,14 @@ def _train_classifier(
         predictions = pa.table(columns, schema=schema.PREDICTIONS)
         write_table(out / "predictions" / f"{name}.parquet", predictions)
     n_parameters = sum(p.numel() for p in model.parameters())
-    write_json(out / "metrics.json", {"parameters": n_parameters, **history(progress, train)})
+    figures = {"parameters": n_parameters, **_lengths(train_rows, max_length)}
+    write_json(out / "metrics.json", {**figures, **history(progress, train)})
+
+
+def _lengths(rows: Rows, max_length: int) -> dict[str, int]:
+    """How many rows there are, and how many are as long as a row may be: longer ones were cut."""
+    full = int((rows.lengths >= max_length).sum())
+    return {"rows": len(rows), "rows_of_max_length": full, "max_length": max_length}
 
 
 def finished_classifier(

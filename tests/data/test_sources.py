@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -219,3 +220,40 @@ def test_a_hub_dataset_that_is_a_script_is_a_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr("datasets.load_dataset", refuse)
     with pytest.raises(DataError, match="'org/old:train' .*scripts are no longer supported"):
         read_rows("org/old:train", config())
+
+
+def test_classes_of_a_hub_dataset_are_known_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are of its own order, which need not be that of data.labels."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["good", "bad"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["fine", "dull"], "label": [0, 1]}, features)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    found = [
+        read_rows("org/name", config(labels=labels))["labels"].to_pylist()
+        for labels in (("bad", "good"), ("good", "bad"), ("dire", "fine"))
+    ]
+    assert found == [[1, 0], [0, 1], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("text;label\nfine;good\n", r"no column 'text'.*parted by ';': save it with commas"),
+        ("text;label\nfine, or so;good\n", r"parted by ';': save it with commas"),
+        ("text,label\n\udcfcbel,good\n", "it is not UTF-8: convert it, e.g. with iconv"),
+    ],
+)
+def test_a_table_of_a_spreadsheet_is_told_what_is_the_matter(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(DataError, match=told):
+        read_rows(str(path), config())
+
+
+def test_all_empty_texts_are_told_at_once(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.csv", [("fine", "good"), *[(" ", "bad")] * 7])
+    with pytest.raises(DataError, match=r"rows 2, 3, 4, 5, 6, …: 7 texts are empty"):
+        read_rows(str(file), config())

@@ -83,6 +83,25 @@ def test_repeats_and_contradictions_are_left_out(tmp_path: Path) -> None:
     assert corpus.dropped == {"contradictory": 2, "repeated": 1}
 
 
+def test_what_became_of_the_rows_is_told(tmp_path: Path) -> None:
+    texts = [f"text {i}" for i in range(60)] + ["text 0", "text 2", "text 2"]
+    source = write(tmp_path / "s.parquet", texts, [0, 1] * 30 + [1, 0, 0])
+    assert load_corpus(config(source), 1).told == (
+        "20 rows to learn from; 10 to validate; 10 to test; 2 left out since their text has "
+        "several classes; 2 left out since they repeat a text; 19 not used (data.n_seed)"
+    )
+    told = r"39 distinct rows left for data.n_seed=50 \(2 left out since they repeat a text, 2"
+    with pytest.raises(DataError, match=told):
+        load_corpus(config(source, n_seed=50), 1)
+
+
+def test_a_rare_class_has_a_row_in_each_split(tmp_path: Path) -> None:
+    source = write(tmp_path / "s.parquet", [f"text {i}" for i in range(400)], [0] * 396 + [1] * 4)
+    corpus = load_corpus(config(source), 1)
+    for table in corpus.splits().values():
+        assert set(table["labels"].to_pylist()) == {0, 1}
+
+
 def test_fewer_rows_than_the_seed_asks_for(skewed: Path) -> None:
     with pytest.raises(DataError, match="80 distinct rows left for data.n_seed=81"):
         load_corpus(config(skewed, n_seed=81), 1)

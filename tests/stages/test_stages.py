@@ -18,7 +18,7 @@ from sentisynth.models.devices import device_facts
 from sentisynth.models.generator import load_generator
 from sentisynth.runtime.actors import build_generate, build_screen
 from sentisynth.stages.generate import Generate
-from sentisynth.stages.screen import Screen, repetition
+from sentisynth.stages.screen import Screen, repetition, with_beginnings
 from sentisynth.stages.verify import Verify
 
 GOOD = "a warm and honest film about two brothers ."
@@ -78,6 +78,20 @@ def test_a_near_copy_of_a_test_text_is_a_leak() -> None:
     screen = Screen(ScreensConfig(near_duplicates=0.7), [long], [])
     table = screen(candidates([long.replace("misses", "errs")]))
     assert table[schema.REJECT_REASON].to_pylist() == [schema.LEAK]
+
+
+def test_the_beginning_of_a_long_text_is_a_copy(tiny_gpt2: Path) -> None:
+    """All that a generator of so many tokens can give back of a text that it knows by heart."""
+    _, tokenizer = load_generator(str(tiny_gpt2), ["<A>"])
+    long = " ".join(f"the {name} of word {i}" for i, name in enumerate(GOOD.split() * 8))
+    begins = tokenizer.decode(tokenizer(long)["input_ids"][:40])
+    told = candidates([begins, GOOD])
+    given = Screen(ScreensConfig(), [], [long])(told)[schema.REJECT_REASON].to_pylist()
+    assert given == [None, None]  # far from the whole text
+    texts = with_beginnings([long, "short"], tokenizer, 40)
+    assert texts[:2] == [long, "short"] and len(texts) == 3
+    given = Screen(ScreensConfig(), [], texts)(told)[schema.REJECT_REASON].to_pylist()
+    assert given == [schema.SEED_COPY, None]
 
 
 def test_within_a_unit_the_first_of_equal_texts_stays() -> None:
