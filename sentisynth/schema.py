@@ -79,3 +79,19 @@ PREDICTIONS = pa.schema(
 def candidate_id(label: int, index: int) -> str:
     """The name of a candidate: the intended class and its index within that class."""
     return f"{label}-{index}"
+
+
+SPLITS = """\
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: train.parquet}
+  - {split: validation, path: validation.parquet}
+  - {split: test, path: test.parquet}
+- config_name: drift
+  data_files:
+  - {split: validation, path: synthetic_validation.parquet}
+  - {split: test, path: synthetic_test.parquet}
+"""
+"""What `load_dataset` takes from a directory; without it, a file's name decides, and synthetic rows
+would join the real ones that a student is judged by."""

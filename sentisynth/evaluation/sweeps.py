@@ -77,7 +77,8 @@ def _left_out(chosen: Sequence[Mapping[str, Any]], points: Sequence[Mapping[str,
     if chosen[0]["errors"]:
         return f" No setting has all its seeds: this is the choice among those that have {n}."
     if n_out:
-        return f" Left out of the choice, since a seed failed: {n_out} of {len(points)} settings."
+        told = f"{n_out} of {len(points)} settings"
+        return f" Left out of the choice, since a training is missing: {told}."
     return ""
 
 

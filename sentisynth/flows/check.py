@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from sentisynth import schema
 from sentisynth.config.load import read_any_config
@@ -17,7 +18,6 @@ from sentisynth.data.run_directory import STAGES, RunDirectory
 from sentisynth.data.storage import answering
 from sentisynth.data.text import normal_form
 from sentisynth.errors import RunDirectoryError
-from sentisynth.flows.dataset import SPLITS
 from sentisynth.seeding import fingerprint
 
 _SYNTHETIC = ("synthetic_validation", "synthetic_test")
@@ -121,7 +121,7 @@ def _check_dataset(directory: RunDirectory, config: RunConfig) -> list[str]:
     if not _names_its_splits(path):
         problems.append(
             f"{path / 'README.md'} does not name the splits: load_dataset would join synthetic "
-            f"rows to real ones; `sentisynth synthesize … --overwrite` writes it anew"
+            f"rows to real ones; remove {path} and run `sentisynth synthesize …` again"
         )
     for name in _TABLES:
         file = path / f"{name}.parquet"
@@ -157,9 +157,11 @@ def _check_dataset(directory: RunDirectory, config: RunConfig) -> list[str]:
 def _names_its_splits(dataset: Path) -> bool:
     try:
         card = (dataset / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
+        head = yaml.safe_load(card.split("---\n", 2)[1]) if card.startswith("---\n") else None
+    except (OSError, ValueError, IndexError, yaml.YAMLError, RecursionError):
         return False
-    return card.startswith("---\n") and f"\n{SPLITS}" in card.partition("\n---\n")[0] + "\n"
+    wanted = yaml.safe_load(schema.SPLITS)["configs"]
+    return isinstance(head, dict) and head.get("configs") == wanted
 
 
 def _check_quota(synthetic: pa.Table, names: Sequence[str], quota: int) -> list[str]:

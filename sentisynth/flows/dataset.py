@@ -18,21 +18,6 @@ from sentisynth.flows.session import Session
 from sentisynth.runtime.tracking import StageLog
 from sentisynth.training.jobs import read_splits
 
-SPLITS = """\
-configs:
-- config_name: default
-  data_files:
-  - {split: train, path: train.parquet}
-  - {split: validation, path: validation.parquet}
-  - {split: test, path: test.parquet}
-- config_name: drift
-  data_files:
-  - {split: validation, path: synthetic_validation.parquet}
-  - {split: test, path: synthetic_test.parquet}
-"""
-"""What `load_dataset` takes from a directory; without it, a file's name decides, and synthetic rows
-would join the real ones that a student is judged by."""
-
 
 def build_dataset(session: Session) -> None:
     """Stage D: apply τ, the quota, T, β and the split to the pool."""
@@ -93,7 +78,7 @@ def _teacher_logits(session: Session, split: str) -> Any:
 def _card(session: Session, tables: dict[str, pa.Table]) -> str:
     config, source = session.config, portable(session.config)["data"]["source"]
     rows = "\n".join(f"| `{name}.parquet` | {table.num_rows:,} |" for name, table in tables.items())
-    return f"---\n{SPLITS}---\n" + (
+    return f"---\n{schema.SPLITS}---\n" + (
         f"# {config.name}: dataset\n\n"
         f"Real rows of `{source}` and rows made by a generator and verified by a "
         f"teacher (sentisynth, seed {config.seed}). Classes: {', '.join(config.data.labels)}.\n\n"

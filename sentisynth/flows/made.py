@@ -6,8 +6,10 @@ from typing import Any
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import read_json
 from sentisynth.data.run_directory import RunDirectory, differences
+from sentisynth.errors import RunDirectoryError
 from sentisynth.models.classifier import starts_from_teacher
 
+_JUDGES = ("teacher", "generator")
 START = "start"  # in metrics.json of a model, the reference that it was made from
 _DECIDED = (
     ("student", "distil", ("alpha", "temperature")),
@@ -29,6 +31,20 @@ def with_models(
             train = {**values[name]["train"], **made["train"]}
             values[name] = {**values[name], **made, "model": start, "train": train}
     return values
+
+
+def refuse_other_lengths(config: RunConfig, directory: RunDirectory) -> None:
+    """Raise RunDirectoryError where teacher or generator would read other lengths than they were
+    made for: scores and screens depend on that, and a pool is of one kind.
+    """
+    made = with_models(config.model_dump(mode="json"), _JUDGES, directory)
+    for name in _JUDGES:
+        was, now = made[name]["max_length"], getattr(config, name).max_length
+        if was != now:
+            raise RunDirectoryError(
+                f"the {name} was made with {name}.max_length={was}, which is {now} now; give that, "
+                f"or make it anew by `sentisynth {name} … --overwrite`"
+            )
 
 
 def kept_otherwise(config: RunConfig, names: Sequence[str], directory: RunDirectory) -> list[str]:

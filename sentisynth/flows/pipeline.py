@@ -12,13 +12,12 @@ from typing import Any
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.files import table_digest, write_json, write_table
-from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.splits import load_corpus
 from sentisynth.data.text import is_printable
 from sentisynth.evaluation.evaluate import evaluate_run
 from sentisynth.flows.console import Console
 from sentisynth.flows.dataset import build_dataset
-from sentisynth.flows.made import kept_otherwise
+from sentisynth.flows.made import kept_otherwise, refuse_other_lengths
 from sentisynth.flows.results import show_results
 from sentisynth.flows.session import Session, workplace
 from sentisynth.flows.starts import check_generation, check_starts
@@ -105,6 +104,7 @@ def _corpus_of_both(session: Session) -> None:
 
 
 def _corpus_of(session: Session, *models: str) -> None:
+    refuse_other_lengths(session.config, session.directory)
     prepare_corpus(session, *models)
     for told in kept_otherwise(session.config, models, session.directory):
         session.console.note(f"   {told}")
@@ -138,15 +138,6 @@ def _start(reference: str) -> Any:
     return read_config(path)
 
 
-def _of_what_is_there(config: RunConfig, command: str, out: Path) -> RunConfig:
-    """Layers of the teacher that a student begins with are those of the finished one."""
-    teacher = RunDirectory(out).path / "teacher"
-    if command != "distil" or not (teacher / "config.json").is_file():
-        return config
-    made = config.teacher.model_copy(update={"model": str(teacher)})
-    return config.model_copy(update={"teacher": made})
-
-
 @contextmanager
 def opened(
     config: RunConfig,
@@ -160,7 +151,7 @@ def opened(
     Data and starting models are read before anything is made: a mistake in them costs nothing.
     """
     corpus = load_corpus(config.data, config.seed)
-    check_starts(_of_what_is_there(config, command, out), _STARTS_FROM.get(command, ()), _start)
+    check_starts(config, _STARTS_FROM.get(command, ()), _start)
     options = {"overwrite": overwrite, "makes_nothing": command in _MAKE_NOTHING}
     with workplace(config, out, console, **options) as place:
         yield Session(

@@ -11,6 +11,7 @@ from sentisynth.data.logits import logits_of, softmax
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.data.units import Unit
 from sentisynth.flows.console import Console
+from sentisynth.flows.made import refuse_other_lengths
 from sentisynth.flows.real_texts import real_texts
 from sentisynth.stages.generate import Generate
 from sentisynth.stages.screen import Screen
@@ -28,6 +29,7 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
     directory.refuse_links()
     directory.pull()
     directory.require("corpus", "teacher …")
+    refuse_other_lengths(config, directory)
     teacher = directory.require("teacher", "teacher …")
     generator = directory.require("generator", "generator …")
     names, tau = config.data.labels, config.synthesis.tau
@@ -44,8 +46,7 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
             probability = softmax(logits_of(table.slice(i, 1)))[0, row[schema.LABEL]]
             sure = f"{probability:.2f}"
         rows.append([row[schema.TEXT], names[row[schema.LABEL]], sure, verdicts[i]])
-    within = [(i, unit.number, unit.label) for unit in units for i in range(unit.size)]
-    order = sorted(range(len(rows)), key=within.__getitem__)[:n]
+    order = sorted(range(len(rows)), key=lambda row: row % units[0].size)[:n]  # units in turn
     columns = ["candidate", "intended", "teacher", "verdict"]
     console.table(f"{config.name}: candidates at τ {tau:g}", columns, [rows[i] for i in order])
     accepted = sum(verdicts[i] == schema.ACCEPTED for i in order)
@@ -53,8 +54,11 @@ def preview(config: RunConfig, out: Path, n: int) -> None:
 
 
 def _units(config: RunConfig, n: int) -> list[Unit]:
-    """Units of all classes, and of each as many as it has prompts, that hold n candidates."""
+    """Units of all classes, and of each as many as it has prompts, that hold n candidates: the
+    first n / size of them do, of which the prompts of neighbouring classes differ.
+    """
     labels = range(len(config.data.labels))
     most = max(len(config.prompts(label)) for label in labels)
     size = -(-n // (len(labels) * most))
-    return [Unit(label, number, size) for number in range(most) for label in labels]
+    units = [Unit(k, (turn + k) % most, size) for turn in range(most) for k in labels]
+    return units[: -(-n // size)]

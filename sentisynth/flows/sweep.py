@@ -113,11 +113,13 @@ def _trained(
 def _done(
     plan: SweepPlan, base: Trial, trials: Sequence[Trial], place: Path
 ) -> dict[str, dict[str, Any]]:
-    """Results of this sweep's points that stand; those of trainings that failed are removed."""
+    """Results of this sweep's points that stand; those of trainings that failed, and are asked for
+    again, are removed.
+    """
     found = _those_of(plan, base, trials, read_results(place))
-    for name, result in found.items():
-        if result["error"]:
-            (place / f"{name}.json").unlink()
+    for trial in trials:
+        if trial.name in found and found[trial.name]["error"]:
+            (place / f"{trial.name}.json").unlink()
     return {name: result for name, result in found.items() if not result["error"]}
 
 
@@ -255,6 +257,7 @@ def _conclude(
         tested.append({"trial": name, "seed": trial.seed, "test_macro_f1": figure})
         if results[name]["best"]["macro_f1"] == max(best["values"]):
             shutil.rmtree(out / "student", ignore_errors=True)
+            tokenizer.model_max_length = config.student.max_length
             save_model(model, tokenizer, out / "student")
     for path in (out / "trials").glob("*.work"):
         if path.stem not in best["trials"]:

@@ -118,7 +118,8 @@ def _train(
     settings = getattr(session.config, section)
     train: TrainConfig = settings.train
     card = partial(model_card, _config_of_card(session, section), name)
-    notes = {START: settings.model}
+    # a file that others get names no folder of this machine
+    notes = {} if os.path.isabs(settings.model) else {START: settings.model}
     train_on_ray(session, name, title, parts, train, job, inputs, card, workers, notes)
 
 
@@ -183,24 +184,27 @@ def train_on_ray(
         )
         if made is not out:
             download_files(made, out)
-            remove_tree(made)
-            remove_tree(work)
+            there.extend((made, work))
         figures = {**read_json(out / "metrics.json"), **(notes or {})}
         write_json(out / "metrics.json", figures)
         write_text(out / "README.md", card(out))
-        _tell_cut(place, figures)
+        _tell_cut(place, name, figures)
         log.metrics({k: v for k, v in figures.items() if k != "evaluations"})
 
+    there: list[Path] = []  # in a store, and needed until the stage is there, too
     place.do(name, title, parts, build)
+    for path in there:
+        remove_tree(path)
     shutil.rmtree(directory.path / work_name, ignore_errors=True)
 
 
-def _tell_cut(place: Workplace, figures: Mapping[str, Any]) -> None:
+def _tell_cut(place: Workplace, name: str, figures: Mapping[str, Any]) -> None:
+    """That many texts were too long; of the three students once."""
     n, cut = figures.get("rows", 0), figures.get("rows_of_max_length", 0)
-    if cut > _FEW * n:
-        most = figures["max_length"]
+    if name in ("teacher", "generator", "student") and cut > _FEW * n:
         place.console.note(
-            f"   {cut:,} of {n:,} texts have {most} tokens or more: max_length={most}"
+            f"   {cut:,} of {n:,} texts have {figures['max_length']} tokens or more, and are cut "
+            f"there; {name}.max_length says so"
         )
 
 

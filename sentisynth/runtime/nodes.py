@@ -27,12 +27,12 @@ def gather(config: ClusterConfig, tell: Callable[[str], None]) -> None:
     A cluster that scales itself is asked for the GPUs. Raises PlacementError after `wait_s`.
     """
     if config.nodes > 1 or config.gpus:
-        with _requests(config.gpus) as request:
+        with gpu_requests(config.gpus) as request:
             _wait(config, tell, request)
 
 
 @contextmanager
-def _requests(gpus: int) -> Iterator[Callable[[], None]]:
+def gpu_requests(gpus: int) -> Iterator[Callable[[], None]]:
     """Asks a cluster that scales itself for GPUs, at each call: Ray Data and Ray Train replace what
     was asked for every 20 s. What runs on the nodes then holds them; the request is taken back.
     """
@@ -79,7 +79,7 @@ def wait_for_room(config: RunConfig, before: Placement, tell: Callable[[str], No
     """
     on_gpus = before.generate.gpus > 0 or before.verify.gpus > 0
     until, told = time.monotonic() + config.cluster.wait_s, ""
-    with _requests(max(config.cluster.gpus, 1) if on_gpus else 0) as request:
+    with gpu_requests(max(config.cluster.gpus, 1) if on_gpus else 0) as request:
         while True:
             resources = cluster_resources()
             why = "the GPUs that the stream ran on are gone"
@@ -146,5 +146,7 @@ def _sees(path: Any, word: str) -> str:
 def _why_not(answer: Any) -> str:
     try:
         return str(ray.get(answer))
+    except ray.exceptions.RayTaskError as error:  # as where a node has not this package
+        return str(error).strip().rpartition("\n")[2]
     except ray.exceptions.RayError:  # the node is gone: no reason against the storage
         return ""

@@ -1,5 +1,6 @@
 """Trainings whose workers may be lost: a job of `training.jobs`, again from its last checkpoint."""
 
+import math
 import secrets
 import tempfile
 import time
@@ -12,9 +13,10 @@ from typing import Any
 from sentisynth.config.types import TrainConfig
 from sentisynth.data.storage import is_remote
 from sentisynth.errors import PlacementError, SentisynthError, TrainingError
+from sentisynth.runtime.nodes import gpu_requests
 from sentisynth.runtime.placement import place_training, place_training_on_a_node
 from sentisynth.runtime.ray_cluster import cluster_resources
-from sentisynth.runtime.train import KeptGroup, Shape, kept_group
+from sentisynth.runtime.train import NO_ROOM, KeptGroup, Shape, kept_group
 from sentisynth.training.checkpoint import read_progress
 from sentisynth.training.engine import chosen_engine
 from sentisynth.training.loop import Report
@@ -40,10 +42,10 @@ def run_training(
     all workers are on one node. `attempt` names each start of them. Workers that die are started
     again on the cluster as it is then, and `on_restart(times, reason)` is told, until that has
     happened `config.max_restarts` times in a row without a checkpoint between; nodes that are
-    missing then may come back within `wait_s`, and `on_wait(what)` is told. A job's own error is
-    raised at once. Ray Train's own retries do not tell the two apart. Raises the SentisynthError of
-    a worker as it is, PlacementError and TrainingError; what `on_report` raises is raised at the
-    end, since a record that cannot be written ends no training.
+    missing then, and what others have of the cluster, are waited for `wait_s`, and `on_wait(what)`
+    is told. A job's own error is raised at once. Ray Train's own retries do not tell the two apart.
+    Raises the SentisynthError of a worker as it is, PlacementError and TrainingError; what
+    `on_report` raises is raised at the end, since a record that cannot be written ends no training.
 
     Workers are taken from `kept`, and left there, where one process may run several jobs.
     """
@@ -56,13 +58,17 @@ def run_training(
         except (SentisynthError, OSError) as error:
             refused.append(error)
 
-    deaths, times, step = 0, 0, read_progress(work).step
+    deaths, times, step, full_s = 0, 0, read_progress(work).step, 0.0
     with _groups(kept, config, work) as groups:
         while True:
-            named = partial(_named, job, secrets.token_hex(8))
+            named, begun = partial(_named, job, secrets.token_hex(8)), time.monotonic()
             reason = groups.run(shape, named, pass_on)
             if reason is None:
                 break
+            full_s = full_s + time.monotonic() - begun if reason == NO_ROOM else 0.0
+            if 0 < full_s < wait_s:
+                on_wait(f"{reason}: others have what they need")
+                continue
             reached = read_progress(work).step
             deaths = 1 if reached > step else deaths + 1
             times, step = times + 1, reached
@@ -73,7 +79,7 @@ def run_training(
                     f"you lower train.micro_batch_size"
                 )
             on_restart(times, reason)
-            shape = _shape_again(config, is_remote(work), wait_s, on_wait)
+            shape = _shape_again(config, shape, wait_s, on_wait)
     if refused:
         raise refused[0]
 
@@ -88,22 +94,30 @@ def _shape(config: TrainConfig, *, on_one_node: bool) -> Shape:
 
 
 def _shape_again(
-    config: TrainConfig, on_one_node: bool, wait_s: float, on_wait: Callable[[str], None]
+    config: TrainConfig, before: Shape, wait_s: float, on_wait: Callable[[str], None]
 ) -> Shape:
-    """The same after a loss: nodes may come back. Raises PlacementError after `wait_s`."""
+    """The same after a loss, on the kind of device that it had: nodes may come back, and a cluster
+    that scales itself is asked for the GPUs. Raises PlacementError after `wait_s`.
+    """
     until, told = time.monotonic() + wait_s, ""
-    while True:
-        try:
-            return _shape(config, on_one_node=on_one_node)
-        except PlacementError as error:
+    with gpu_requests(math.ceil(before.workers * before.gpus)) as request:
+        while True:
+            try:
+                shape = _shape(config, on_one_node=before.on_one_node)
+                if shape.gpus or not before.gpus:
+                    return shape
+                why = "the GPUs that the training ran on are gone"
+            except PlacementError as error:
+                why = str(error)
+            request()
             if time.monotonic() > until:
                 raise PlacementError(
-                    f"{error}; nodes were lost, and none came back within {wait_s:g} s"
-                ) from None
-            if str(error) != told:
-                on_wait(str(error))
-            told = str(error)
-        time.sleep(_TICK_S)
+                    f"{why}; nodes were lost, and none came back within {wait_s:g} s"
+                )
+            if why != told:
+                on_wait(why)
+            told = why
+            time.sleep(_TICK_S)
 
 
 def _groups(

@@ -36,7 +36,8 @@ Job = Callable[[Report], None]
 _POLL_S = 0.25
 _LONGEST_END_S = 15
 _MOST_FAILED_STARTS = 2  # before the cluster is looked at again; Ray Train waits a minute in each
-_NO_ROOM = "WorkerGroupStartupTimeoutError"  # Ray Train's, which it does not export
+NO_ROOM = "the cluster had no room for its workers"
+_STARTED_TOO_LATE = "WorkerGroupStartupTimeoutError"  # Ray Train's, which it does not export
 _PEER_SIGNS = ("gloo", "Connection closed by peer", "Connection reset by peer")
 _LESS_MEMORY = "lower train.micro_batch_size, or set train.gradient_checkpointing=true"
 
@@ -229,8 +230,8 @@ def _loss(error: BaseException) -> str:
         raise own from None
     is_preempted = isinstance(error, PreemptionError)
     reason = "a node was taken away" if is_preempted else _death(error)
-    if any(type(cause).__name__ == _NO_ROOM for cause in _causes(error)):
-        return "the cluster had no room for its workers"
+    if any(type(cause).__name__ == _STARTED_TOO_LATE for cause in _causes(error)):
+        return NO_ROOM
     if not reason:
         raise error
     if isinstance(error, ControllerError):  # Ray Train then keeps the workers' resources

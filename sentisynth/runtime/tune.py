@@ -122,6 +122,7 @@ def _trainable(
             torch.set_num_threads(1)
             is_search = base is not None
             self._runner = TrialRunner(shared, out, config, teacher, is_search=is_search)
+            self._broken: RunDirectoryError | None = None
             self.reset_config(values)
 
         def reset_config(self, values: dict[str, Any]) -> bool:
@@ -135,6 +136,8 @@ def _trainable(
 
         def step(self) -> dict[str, Any]:
             try:
+                if self._broken is not None:
+                    raise self._broken
                 told = self._stepped()
             except RunDirectoryError as error:  # a full disk: no trial would end otherwise
                 self._is_at_work = False
@@ -174,9 +177,12 @@ def _trainable(
         def _end_early(self) -> None:
             """A scheduler stopped the trial: what it reached is its result."""
             if getattr(self, "_is_at_work", False):
-                self._evaluations.close()
-                if stopping != "none" and self._runner.progress.evaluations:
-                    self._runner.conclude(self._trial, stopped=True)
+                try:
+                    self._evaluations.close()
+                    if stopping != "none" and self._runner.progress.evaluations:
+                        self._runner.conclude(self._trial, stopped=True)
+                except RunDirectoryError as error:  # the next step of this process tells it
+                    self._broken = error
             self._is_at_work = False
 
     return StudentTrial

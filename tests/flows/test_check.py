@@ -1,6 +1,7 @@
 """`sentisynth check` of whole runs: what it finds, whatever the checksums say."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sentisynth.cli import main
+from sentisynth.config.load import read_any_config
 from sentisynth.data.files import json_text
 from sentisynth.data.run_directory import RunDirectory
 from sentisynth.seeding import fingerprint
@@ -44,7 +46,10 @@ def test_check_asks_for_what_was_made_and_that_the_pool_is_the_datasets(
 def test_check_takes_the_classes_from_the_rows(run: Path) -> None:
     """config.yaml is written at a command's end, which may not have come."""
     config = (run / "config.yaml").read_text()
-    (run / "config.yaml").write_text(config.replace("- positive", "- good\n  - bad"))
+    other = config.replace("- positive", "- good\n  - bad")
+    other = re.sub(r"control_tokens:(\n    .*)+", "control_tokens: null", other)
+    (run / "config.yaml").write_text(other)
+    assert read_any_config(run).data.labels == ("negative", "good", "bad")
     assert main(["check", str(run)]) == 0
 
 

@@ -10,10 +10,10 @@ from sentisynth.config.load import load_config
 from sentisynth.config.references import portable
 from sentisynth.data.files import write_json
 from sentisynth.data.run_directory import RunDirectory
-from sentisynth.errors import PlacementError
+from sentisynth.errors import PlacementError, RunDirectoryError
 from sentisynth.flows import session, training
 from sentisynth.flows.console import Console
-from sentisynth.flows.made import kept_otherwise
+from sentisynth.flows.made import kept_otherwise, refuse_other_lengths
 from sentisynth.flows.session import workplace, write_config
 
 TEACHER = {"seed": 1, "teacher": {"max_length": 48, "train": {"epochs": 9}}}
@@ -51,6 +51,15 @@ def test_settings_that_a_later_stage_does_not_use_are_told(tmp_path: Path) -> No
     ]
     told = "the teacher is used as it is: train.epochs was 9, is now 2; `sentisynth teacher …"
     assert found[0] == [] and len(found[1]) == 1 and found[1][0].startswith(told)
+
+
+def test_a_teacher_reads_the_lengths_that_it_was_made_for(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    (tmp_path / "teacher").mkdir()
+    directory.stamp(tmp_path / "teacher", TEACHER)
+    refuse_other_lengths(load_config("quickstart", ["teacher.max_length=48"]), directory)
+    with pytest.raises(RunDirectoryError, match=r"teacher.max_length=48, which is 64 now"):
+        refuse_other_lengths(load_config("quickstart"), directory)
 
 
 def test_a_models_start_is_noted_and_named_by_its_students_card(

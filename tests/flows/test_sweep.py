@@ -353,7 +353,7 @@ def test_the_best_setting_has_all_its_seeds_where_one_has() -> None:
     points = points_of(results, ["alpha"], {})
     assert candidates(points) == points[:1]
     told = verdict(points[0], points, ["alpha"])
-    assert told.endswith("Left out of the choice, since a seed failed: 1 of 2 settings.")
+    assert told.endswith("Left out of the choice, since a training is missing: 1 of 2 settings.")
     results["t0"] = result(0.1, 1, None)
     results["t4"] = result(0.9, 1, None)
     points = points_of(results, ["alpha"], {})
