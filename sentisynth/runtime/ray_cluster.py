@@ -6,7 +6,8 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -65,6 +66,7 @@ def connected() -> Iterator[None]:
         try:
             with _native_notes_hidden(), signals.kept(), _imports_as_here(empty):
                 ray.init(**options)
+                _keep_token_private()
         except ray.exceptions.AuthenticationError:
             raise PlacementError(
                 f"the Ray at {without_secrets(os.environ.get('RAY_ADDRESS', 'this machine'))} asks "
@@ -85,6 +87,14 @@ def connected() -> Iterator[None]:
         finally:
             with ended():
                 ray.shutdown()
+
+
+def _keep_token_private() -> None:
+    """Ray makes the token's file as any other, which all users of a machine may be able to read."""
+    token = Path(os.path.expanduser("~/.ray/auth_token"))
+    with suppress(OSError):
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
 
 
 def _imports_as_here(empty: str) -> AbstractContextManager[None]:

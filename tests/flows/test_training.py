@@ -10,7 +10,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import psutil
 import pyarrow.parquet as pq
@@ -239,6 +239,59 @@ def test_after_a_loss_the_training_goes_on_with_what_the_nodes_have_then(
     )
     assert [shape.cpus for shape in shapes] == [16, 8]
     assert len(told) == 1 and "has no CPU" in told[0]
+
+
+def test_a_training_that_lost_its_gpus_waits_for_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not on the CPUs that are left; a cluster that scales itself is asked at each look."""
+    left = [(1.0,), (0.0,), (0.0,), (1.0,)]
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        recovery,
+        "cluster_resources",
+        lambda: Resources(node_cpus=(8.0,), node_gpus=left.pop(0)),
+    )
+    monkeypatch.setattr(recovery, "_TICK_S", 0.0)
+    monkeypatch.setattr(
+        "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles)
+    )
+    shapes: list[Shape] = []
+    told: list[str] = []
+    run_training(
+        lambda *_: None,
+        TrainConfig(),
+        tmp_path,
+        print,
+        print,
+        lost_once(shapes),
+        wait_s=60,
+        on_wait=told.append,
+    )
+    assert [shape.gpus for shape in shapes] == [1, 1]
+    assert told == ["the GPUs that the training ran on are gone"]
+    assert asked == [[{"GPU": 1}], [{"GPU": 1}], []]
+
+
+def test_what_others_have_of_a_cluster_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster_of(monkeypatch, (8.0,))
+    reasons = [recovery.NO_ROOM] * 9
+    told: list[str] = []
+
+    def run(*_: object) -> str | None:
+        return reasons.pop() if reasons else None
+
+    groups = cast(KeptGroup, SimpleNamespace(run=run))
+    options: dict[str, Any] = {"wait_s": 60, "on_wait": told.append}
+    run_training(lambda *_: None, TrainConfig(), tmp_path, print, tried_again, groups, **options)
+    assert len(told) == 9 and "others have what they need" in told[0]
+    reasons = [recovery.NO_ROOM] * 9
+    with pytest.raises(TrainingError, match="lost 1 times in a row .* no room"):
+        run_training(
+            lambda *_: None, TrainConfig(max_restarts=0), tmp_path, print, tried_again, groups
+        )
 
 
 def test_a_training_whose_nodes_do_not_come_back_ends(

@@ -4,10 +4,12 @@ import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import ray
 
+from sentisynth.runtime import ray_cluster
 from sentisynth.runtime.ray_cluster import cluster_resources, connected, gpu_kinds
 from sentisynth.runtime.watch import ClusterWatch, NodesGainedError
 
@@ -80,3 +82,15 @@ def test_gpus_of_another_kind_do_not_count(monkeypatch: pytest.MonkeyPatch) -> N
     assert watch.told_loss() == (
         "the cluster has 2 nodes with 12 CPUs and 1 GPUs left of 3 nodes with 16 CPUs and 2 GPUs"
     )
+
+
+def test_the_token_is_for_its_owner_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray makes its file with whatever mode others have."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ray_cluster._keep_token_private()  # there is none
+    (tmp_path / ".ray").mkdir()
+    token = tmp_path / ".ray" / "auth_token"
+    token.write_text("secret")
+    token.chmod(0o644)
+    ray_cluster._keep_token_private()
+    assert token.stat().st_mode & 0o777 == 0o600 and token.read_text() == "secret"
