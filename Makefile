@@ -2,8 +2,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FLOWS := tests/flows tests/runtime tests/config
 
-.PHONY: install demo check test test-slow test-chaos test-gpu chaos audit clean
+.PHONY: install demo check test test-flows test-parts test-slow test-chaos test-gpu chaos audit clean
 
 install: $(STAMP)
 
@@ -28,8 +29,16 @@ check: install
 	$(BIN)/mypy benchmarks
 	$(BIN)/pytest tests/test_layers.py
 
+# two halves at once: most of the first wait for processes of Ray's to start
 test: install
-	$(BIN)/pytest
+	@echo "both halves of the tests at once, some ten minutes on two cores; each tells when it is done"
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-flows test-parts
+
+test-flows: install
+	$(BIN)/pytest $(FLOWS)
+
+test-parts: install
+	$(BIN)/pytest $(FLOWS:%=--ignore=%) tests
 
 test-slow: install
 	$(BIN)/pytest -m slow
