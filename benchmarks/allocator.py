@@ -4,9 +4,9 @@
 
 A training step of the causal recipe's shape (GPT-2, 6 layers of 256, 8,192 pieces, 64 rows of 100
 tokens, fp32), and a unit of 256 candidates of 32 tokens by our engine (GPT-2 small's shape, random
-weights, in each precision). Each in a process that keeps what it frees, as a local session's do
-(`sentisynth.models.allocator`), and in one as the C library leaves it, in turn in each repetition;
-of each the third of three, with the page faults in it. Peak memory is the process'.
+weights, in each precision). Each in a process that keeps what it frees, as workers that train on
+CPUs do (`sentisynth.models.allocator`), and in one as the C library leaves it, in turn in each
+repetition; of each the third of three, with the page faults in it. Peak memory is the process'.
 """
 
 import argparse

@@ -36,9 +36,7 @@ def ours(path: Path, precision: str) -> Any:
     from sentisynth.config.synthesis import SamplingConfig
     from sentisynth.data.units import Unit
     from sentisynth.generation.batch_engine import BatchEngine
-    from sentisynth.models.allocator import keep_freed_memory
 
-    keep_freed_memory()  # as the stage does
     sampling = SamplingConfig(max_new_tokens=NEW, **SAMPLING)
 
     def engine(end_id: int) -> BatchEngine:

@@ -1,14 +1,13 @@
 """What the C library does with memory that is freed.
 
 glibc maps a large block anew each time, and gives it back when it is freed. Every page of it has to
-be faulted in again: of the logits of a step, hundred thousands, on one core, while the others wait.
+be faulted in again: of the logits of a training step, hundred thousands, on one core, while the
+others wait. A process that keeps what it frees takes an eighth less time a step, and a sixth more
+memory (`benchmarks/allocator.py`); for generation it is not worth its memory.
 """
-
-import ctypes
 
 _NO_BLOCKS, _ONE_HEAP = 0, 1  # mapped by themselves; for all threads
 _KEPT, _AHEAD = 2**30, 2**26  # bytes that are free before the kernel gets some back; asked for more
-_MMAP_MAX, _TRIM_THRESHOLD, _TOP_PAD = -4, -1, -2  # of mallopt(3)
 
 VARIABLES = {
     "MALLOC_MMAP_MAX_": str(_NO_BLOCKS),
@@ -19,12 +18,3 @@ VARIABLES = {
 """The environment of a process that keeps what it frees, up to 1 GiB (other libraries than glibc do
 not read it).
 """
-
-
-def keep_freed_memory() -> None:
-    """The same for this process, of what its main thread allocates; nothing without glibc."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_MMAP_MAX, _NO_BLOCKS)
-        set_option(_TRIM_THRESHOLD, _KEPT)
-        set_option(_TOP_PAD, _AHEAD)

@@ -15,7 +15,6 @@ import ray
 from sentisynth import signals
 from sentisynth.config.outside import without_secrets
 from sentisynth.errors import PlacementError
-from sentisynth.models import allocator
 from sentisynth.runtime.leaving import workers_ended
 from sentisynth.runtime.placement import PoolPlacement, Resources
 
@@ -30,7 +29,6 @@ _LOCAL = {  # nobody reads the reports of a session without a dashboard
     "RAY_task_events_report_interval_ms": "0",
     "RAY_metrics_report_interval_ms": "3600000",
     "GLOO_SOCKET_IFNAME": "lo",
-    **allocator.VARIABLES,
 }
 
 

@@ -26,6 +26,7 @@ from ray.train.v2.api.exceptions import ControllerError, PreemptionError, Traini
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sentisynth.errors import SentisynthError, TrainingError
+from sentisynth.models.allocator import VARIABLES
 from sentisynth.models.devices import check_gpu, memory_guarded
 from sentisynth.runtime.actors import Desk
 from sentisynth.runtime.leaving import leave_in_time
@@ -139,6 +140,7 @@ class WorkerGroup:
                 run_config=ray.train.RunConfig(
                     storage_path=str(self._storage),
                     name=secrets.token_hex(4),
+                    worker_runtime_env={} if shape.gpus else {"env_vars": VARIABLES},
                     failure_config=ray.train.FailureConfig(
                         max_failures=0,
                         max_preemption_failures=0,

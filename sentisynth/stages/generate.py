@@ -10,7 +10,6 @@ from sentisynth.config.types import RunConfig
 from sentisynth.data.text import clean
 from sentisynth.data.units import Unit
 from sentisynth.generation.engine import UnitGenerator
-from sentisynth.models.allocator import keep_freed_memory
 from sentisynth.models.devices import memory_guarded
 
 _REMEDY = (
@@ -25,7 +24,6 @@ class Generate:
     def __init__(self, model: Path, config: RunConfig) -> None:
         self._threads = config.synthesis.generate_pool.threads
         torch.set_num_threads(self._threads)
-        keep_freed_memory()
         with memory_guarded("loading the generator", _REMEDY):
             self._generate = UnitGenerator(model, config)
         self._lowercase = config.data.lowercase

@@ -23,6 +23,7 @@ from sentisynth.config.load import load_config
 from sentisynth.config.types import RunConfig, TrainConfig
 from sentisynth.data.files import read_json
 from sentisynth.errors import ModelError, PlacementError, TrackingError, TrainingError
+from sentisynth.models.allocator import VARIABLES
 from sentisynth.runtime import recovery
 from sentisynth.runtime.placement import Resources
 from sentisynth.runtime.recovery import _groups, run_training
@@ -306,7 +307,8 @@ def test_a_training_whose_nodes_do_not_come_back_ends(
 
 def tells(report: Report, _: str, path: Path) -> None:
     for step in range(2):
-        report({"step": step, "pid": os.getpid()})
+        keeps = VARIABLES.items() <= os.environ.items()
+        report({"step": step, "pid": os.getpid(), "keeps": keeps})
     (path / "finished").touch()
 
 
@@ -350,6 +352,7 @@ def test_trainings_share_a_worker_until_one_fails_and_an_interrupt_ends_it_at_on
         trainings()
     assert time.monotonic() - begun < 100
     assert [entry["step"] for entry in told] == [0, 1, 0, 1, 0]
+    assert all(entry["keeps"] for entry in told[:4])  # the memory that it frees
     pids = [entry["pid"] for entry in told]
     assert len(set(pids[:4])) == 1 and pids[4] != pids[0]
     assert not any(psutil.pid_exists(pid) for pid in pids) and not (tmp_path / "ray").exists()

@@ -12,10 +12,6 @@ from sentisynth.models.allocator import VARIABLES
 # Page faults of a block of 128 MiB that is made and freed again and again, once that is usual.
 _FAULTS = """
 import resource, sys, threading, torch
-if sys.argv[1] == "told":
-    from sentisynth.models.allocator import keep_freed_memory
-    keep_freed_memory()
-
 def work():
     for _ in range(12):  # until there is a hole that holds an aligned one
         torch.ones(2**25)
@@ -32,7 +28,7 @@ thread.start() if sys.argv[1] == "thread" else work()
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
 @pytest.mark.parametrize(
     ("how", "variables", "is_kept"),
-    [("", {}, False), ("told", {}, True), ("", VARIABLES, True), ("thread", VARIABLES, True)],
+    [("", {}, False), ("", VARIABLES, True), ("thread", VARIABLES, True)],
 )
 def test_freed_blocks_are_kept(how: str, variables: dict[str, str], is_kept: bool) -> None:
     found = {k: v for k, v in os.environ.items() if k not in VARIABLES}
