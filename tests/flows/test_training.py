@@ -221,23 +221,20 @@ def lost_once(shapes: list[Shape]) -> KeptGroup:
     return cast(KeptGroup, SimpleNamespace(run=run))
 
 
+def after_a_loss(work: Path) -> tuple[list[Shape], list[str]]:
+    """Shapes of the workers before and after, and what was told of the wait between."""
+    shapes: list[Shape] = []
+    told: list[str] = []
+    groups, options = lost_once(shapes), {"wait_s": 60.0, "on_wait": told.append}
+    run_training(lambda *_: None, TrainConfig(), work, print, print, groups, **options)
+    return shapes, told
+
+
 def test_after_a_loss_the_training_goes_on_with_what_the_nodes_have_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster_of(monkeypatch, (16.0, 8.0), (), (), (8.0,))
-    shapes: list[Shape] = []
-    told: list[str] = []
-    config = TrainConfig()
-    run_training(
-        lambda *_: None,
-        config,
-        tmp_path,
-        print,
-        print,
-        lost_once(shapes),
-        wait_s=60,
-        on_wait=told.append,
-    )
+    shapes, told = after_a_loss(tmp_path)
     assert [shape.cpus for shape in shapes] == [16, 8]
     assert len(told) == 1 and "has no CPU" in told[0]
 
@@ -257,18 +254,7 @@ def test_a_training_that_lost_its_gpus_waits_for_gpus(
     monkeypatch.setattr(
         "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles)
     )
-    shapes: list[Shape] = []
-    told: list[str] = []
-    run_training(
-        lambda *_: None,
-        TrainConfig(),
-        tmp_path,
-        print,
-        print,
-        lost_once(shapes),
-        wait_s=60,
-        on_wait=told.append,
-    )
+    shapes, told = after_a_loss(tmp_path)
     assert [shape.gpus for shape in shapes] == [1, 1]
     assert told == ["the GPUs that the training ran on are gone"]
     assert asked == [[{"GPU": 1}], [{"GPU": 1}], []]
