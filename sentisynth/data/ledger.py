@@ -5,6 +5,7 @@ generated = screened out (by reason) + scored;  scored = accepted + wrong label 
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +62,12 @@ class Ledger:
     def accepted(self) -> int:
         """Candidates that may enter the dataset."""
         return self.counts[schema.ACCEPTED]
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]) -> "Ledger":
+        """What `as_dict` gave."""
+        counts = Counter({**entry["screened"], **{v: entry[v] for v in SCORED}})
+        return cls(counts=counts, n_tokens=entry["tokens"])
 
     def as_dict(self) -> dict[str, object]:
         """For manifest.json and metrics.json."""

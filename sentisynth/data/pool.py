@@ -12,7 +12,7 @@ from typing import Any
 from sentisynth import schema
 from sentisynth.config.types import RunConfig
 from sentisynth.data.journal import Journal
-from sentisynth.data.ledger import Tally
+from sentisynth.data.ledger import Ledger, Tally
 from sentisynth.data.manifest import (
     MANIFEST,
     Asked,
@@ -63,7 +63,6 @@ class PoolReader:
         self._counted_at = -math.inf
         self.n_damaged = 0
         self._kept: set[Unit] = set()
-        self._is_untouched = False  # since its manifest was written
         self.asked = Asked(n_per_class=synthesis.n_per_class, tau=synthesis.tau)
         """The most that this pool was ever asked for; known after `recover`."""
         manifest = readable_manifest(pool)
@@ -86,7 +85,7 @@ class PoolReader:
         self._kept, self.n_damaged = set(), 0
         if self._is_as_published():
             remove_leftovers(self._pool)
-            return set(self._kept)
+            return set(self.digests)
         left, n_files = math.inf if self._published else _COUNTING_S, self.journal.n_files
         for unit, is_whole, receipt in self._looked_at():
             if not is_whole:
@@ -131,7 +130,7 @@ class PoolReader:
 
     def _is_as_published(self) -> bool:
         """Whether the manifest's own counts hold the quota at this τ, and its files, and no others,
-        are there as it says: then nothing has to be counted.
+        are there as it says: then the counts are taken from it.
         """
         manifest, synthesis = self._published, self._config.synthesis
         if manifest is None or manifest["tau"] != synthesis.tau:
@@ -145,10 +144,12 @@ class PoolReader:
         if {unit.name for unit in units} != files.keys():
             return False
         with ThreadPoolExecutor(_READERS) as readers:
-            whole = readers.map(lambda u: has_sha256(u, self._pool, files[u.name]), units)
-            self._is_untouched = all(whole)
-        self._kept = set(units) if self._is_untouched else set()
-        return self._is_untouched
+            if not all(readers.map(lambda u: has_sha256(u, self._pool, files[u.name]), units)):
+                return False
+        self.digests = {unit: files[unit.name] for unit in units}
+        for tally, ledger, n_units in zip(self.tallies, ledgers, self._least, strict=True):
+            tally.ledger, tally.next_number = Ledger.from_dict(ledger), n_units
+        return True
 
     def _lacks_many(self) -> bool:
         """Whether far more is wanted than is there, as far as one can tell: a pool that is nearly
@@ -196,10 +197,10 @@ class PoolReader:
         self._check_quarantine(unit.label)
 
     def is_full(self, label: int) -> bool:
-        """Whether the counted prefix of a label holds the quota, or the manifest answers for it."""
+        """Whether the counted prefix of a label holds the quota."""
         tally = self.tallies[label]
         enough = tally.ledger.accepted >= self._config.synthesis.n_per_class
-        return self._is_untouched or (enough and tally.next_number >= self._least[label])
+        return enough and tally.next_number >= self._least[label]
 
     @property
     def all_full(self) -> bool:
@@ -208,8 +209,6 @@ class PoolReader:
 
     def horizons(self) -> list[int]:
         """For each label, the number below which units may be made, given what was counted."""
-        if self._is_untouched:
-            return list(self._least)
         return [self._horizon(label) for label in range(len(self.tallies))]
 
     def exhausted(self) -> int | None:
@@ -235,10 +234,8 @@ class PoolReader:
 
     @property
     def is_published(self) -> bool:
-        """Whether the manifest that is there says just what was counted, or would be."""
+        """Whether the manifest that is there says just what was counted."""
         manifest = self._published
-        if self._is_untouched:
-            return True
         if manifest is None or not self.all_full:
             return False
         names = {unit.name: digest for unit, digest in self.digests.items()}
@@ -270,9 +267,6 @@ class PoolReader:
 
     def publish(self) -> dict[str, Any]:
         """Write the manifest of what was counted; the journal has then done its duty."""
-        if self._is_untouched and self._published is not None:
-            self.tidy()
-            return self._published
         manifest = publish(
             self._pool,
             self._config,
