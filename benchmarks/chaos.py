@@ -245,7 +245,7 @@ def report(found: Found, seconds: float) -> dict[str, Any]:
         **{f"kills: {kind}": found.kills[kind] for kind in SHARES},
         "kills where each actor runs all stages": found.kills_shared,
         "kills": found.kills.total(),
-        "of them between write and rename": found.torn_writes,
+        "units beside their names after a kill before the rename": found.torn_writes,
         "runs": found.rounds,
         "units": found.units,
         "rows lost": found.rows_lost,
