@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOWS := tests/flows tests/runtime tests/config
+KERNELS := $(wildcard sentisynth/models/kernels/*.h sentisynth/models/kernels/*.cpp)
 
 .PHONY: install demo check test test-flows test-parts test-slow test-chaos test-gpu chaos audit clean
 
@@ -12,7 +13,7 @@ install: $(STAMP)
 USABLE = 'import pip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))'
 
 # pip compiles one file after another, longer than all else takes; some files are no Python
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(KERNELS)
 	$(BIN)/python -c $(USABLE) 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -c $(USABLE) || { echo "$(PYTHON) is no Python 3.11 to 3.13: name one, PYTHON=python3.12 make"; exit 1; }
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'

@@ -19,11 +19,13 @@ PACKAGES = (
 def environment() -> dict[str, Any]:
     """For the head of a benchmark's JSON."""
     from sentisynth.models.devices import hardware  # here: the processes of a stream need no torch
+    from sentisynth.models.kernels import library
 
     return {
         "command": re.sub(r"(?<=[ =])/\S*/", "", " ".join(sys.argv)),  # no folders of a machine
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(),
+        "kernels of our own": library() is not None,
         "versions": versions(),
     }
 

@@ -31,7 +31,7 @@ def plan_parts(session: Session) -> dict[str, Any]:
     here: dict[str, Callable[[], Any]] = {
         "unit_size": lambda: _unit_size(session),
         "precision": lambda: _precisions(session, session.devices),
-        "devices": lambda: _names(session.devices),
+        "devices": lambda: _names(session, session.devices),
     }
     left_open = {
         name: begun.get(name) or of() for name, of in here.items() if name not in parts["synthesis"]
@@ -130,7 +130,7 @@ def refuse_other_devices(
     session: Session, parts: dict[str, Any], devices: Sequence[DeviceFacts]
 ) -> None:
     """As `refuse_other_machines`, of devices of generation and verification that were asked."""
-    found = {"devices": _names(devices)}
+    found = {"devices": _names(session, devices)}
     if session.config.synthesis.precision not in ("fp32", "bf16"):
         found["precision"] = _precisions(session, devices)
     for name, here in found.items():
@@ -160,8 +160,9 @@ def _engine(session: Session) -> str:
     return engine_of(generator, session.config.synthesis.engine)
 
 
-def _names(devices: Sequence[DeviceFacts]) -> list[str]:
-    return [device.name or device.kind for device in devices]
+def _names(session: Session, devices: Sequence[DeviceFacts]) -> list[str]:
+    pairs = zip(devices, _precisions(session, devices), strict=True)
+    return [device.named(precision) for device, precision in pairs]
 
 
 def dataset_parts(session: Session) -> dict[str, Any]:

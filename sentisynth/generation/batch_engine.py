@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from sentisynth.config.synthesis import SamplingConfig
 from sentisynth.data.units import Unit
 from sentisynth.errors import ModelError
-from sentisynth.generation.gpt2 import Cache, Decoder, Logits
+from sentisynth.generation.cache import Cache
+from sentisynth.generation.gpt2 import Decoder, Logits
 from sentisynth.generation.graphs import GraphedSteps
 from sentisynth.generation.likeliest import History
 from sentisynth.generation.sampling import distribution, draw, is_last, until_end
@@ -41,6 +42,7 @@ class BatchEngine:
         self._eos_id = tokenizer.eos_token_id
         self._threads = torch.get_num_threads()
         self._graphs: GraphedSteps | None = None
+        self._shares_steps = self._decoder.threads_share_steps and self._threads > 1
         if self._decoder.device.type == "cuda":
             self._graphs = GraphedSteps(self._decoder, self._eos_id, longest_prompt=longest_prompt)
         elif self._threads > 1:
@@ -66,10 +68,11 @@ class BatchEngine:
             if rows is not None:
                 return rows
         parts = uniforms_BS.chunk(min(self._threads, max(1, unit.size // _LEAST_ROWS_A_THREAD)))
-        if len(parts) == 1 or self._graphs is not None:
+        if self._graphs is not None or (len(parts) == 1 and not self._shares_steps):
             return self._rows(prompt, logits, prefix, uniforms_BS, sampling)
+        threads = self._threads // len(parts) if self._shares_steps else 1
         tasks = [
-            self._workers.submit(self._rows, prompt, logits, prefix, part, sampling)
+            self._workers.submit(self._rows, prompt, logits, prefix, part, sampling, threads)
             for part in parts
         ]
         return [row for task in tasks for row in task.result()]
@@ -82,8 +85,11 @@ class BatchEngine:
         prefix: Cache,
         uniforms_BS: torch.Tensor,
         sampling: SamplingConfig,
+        threads: int = 1,
     ) -> list[list[int] | None]:
-        """Continuations of the prompt, one for each row of uniforms."""
+        """Continuations of the prompt, one for each row of uniforms; so many threads share a step,
+        where steps can be shared.
+        """
         n_rows, steps = uniforms_BS.shape
         device = uniforms_BS.device
         cache = prefix.spread(n_rows, len(prompt) + steps)
@@ -108,5 +114,5 @@ class BatchEngine:
             if len(alive) <= _SHRINK_AT * len(rows):
                 rows, drawn_B, history = rows[alive], drawn_B[alive], history.of(alive)
                 cache.keep(alive)
-            logits_BV, shift_B = self._decoder.step(drawn_B, cache)
+            logits_BV, shift_B = self._decoder.step(drawn_B, cache, threads)
         return until_end(drawn_BS, self._eos_id)

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from sentisynth.errors import ModelError
+from sentisynth.generation.cache import Cache
+from sentisynth.generation.int8_steps import Int8Steps, has_kernels
 from sentisynth.models.devices import working_dtype
 from sentisynth.models.int8 import Int8Linear
 from sentisynth.models.linear import FUSED, Linear
 
-_BLOCK = 16  # positions by which a cache grows
 _ROWS_OF_UNEMBEDDING = {"cuda": 64}  # a multiple of it: odd ones shut cuBLAS's fast kernels out
 Logits = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -34,57 +35,6 @@ def check_config(config: Any) -> None:
             f"synthesis.engine=batch does not know the activation "
             f"{config.activation_function!r}; {remedy}"
         )
-
-
-class Cache:
-    """Keys and values of every layer, (layers, 2, B, H, S, D), of which `length` positions count.
-
-    Where products read `views`, attention has a view of these positions, all room is made at once,
-    and rows that stay move up. Elsewhere a batched product would copy what does not lie in one
-    piece (half precision on a CPU): S grows by blocks, attention reads all of it, and the positions
-    that do not count are zero.
-    """
-
-    def __init__(self, both: torch.Tensor, length: int = 0, *, views: bool = False) -> None:
-        self.both, self.length, self.views = both, length, views
-
-    def spread(self, n_rows: int, capacity: int) -> "Cache":
-        """A cache of n rows, and up to so many positions, from one of one row."""
-        if not self.views:
-            return Cache(self.both.repeat(1, 1, n_rows, 1, 1, 1), self.length)
-        layers, two, _, heads, _, width = self.both.shape
-        both = self.both.new_empty(layers, two, n_rows, heads, capacity, width)
-        both[..., : self.length, :] = self.both[..., : self.length, :]
-        return Cache(both, self.length, views=True)
-
-    def fill(self, prefix: "Cache") -> None:
-        """Begin with the same prefix, of one row, in all rows."""
-        self.length = prefix.length
-        self.both[..., : self.length, :] = prefix.both[..., : self.length, :]
-        self.both[..., self.length :, :] = 0
-
-    def grow(self) -> None:
-        """Make room for one position more."""
-        room = self.both.shape[4]
-        if self.length == room:
-            shape = (*self.both.shape[:4], room + _BLOCK, self.both.shape[5])
-            both = torch.empty(shape, dtype=self.both.dtype, device=self.both.device)
-            both[..., :room, :] = self.both
-            both[..., room:, :] = 0
-            self.both = both
-
-    def keep(self, rows: torch.Tensor) -> None:
-        """Only these rows go on."""
-        if not self.views:
-            self.both = self.both[:, :, rows]
-            return
-        for part_BHSD in self.both.flatten(0, 1):
-            part_BHSD[: len(rows), :, : self.length] = part_BHSD[rows, :, : self.length]
-        self.both = self.both[:, :, : len(rows)]
-
-    def first(self, n_rows: int, n_positions: int) -> "Cache":
-        """A view of the first rows and positions."""
-        return Cache(self.both[:, :, :n_rows, :, :n_positions])
 
 
 class Decoder:
@@ -112,12 +62,23 @@ class Decoder:
         self._vocabulary = len(unembed_VE)
         n_more = -self._vocabulary % _ROWS_OF_UNEMBEDDING.get(self.device.type, 1)
         self._unembed = _laid_out(F.pad(unembed_VE, (0, 0, 0, n_more)), None, dtype)
+        self._steps: Int8Steps | None = None
+        if dtype == torch.int8 and has_kernels(config.activation_function):
+            layers = [block.layers() for block in self._blocks]
+            head = (self._norm, self._unembed, self._mean_E)
+            self._steps = Int8Steps(config, self._wte, self._wpe, layers, head)
+
+    @property
+    def threads_share_steps(self) -> bool:
+        """Whether `step` takes threads, which share the work on few rows."""
+        return self._steps is not None
 
     def cache(self, n_rows: int, capacity: int) -> Cache:
         """An empty cache."""
         shape = (len(self._blocks), 2, n_rows, self._heads, capacity, self._width)
         views = self.device.type == "cpu" and self.dtype == torch.float32
-        return Cache(torch.zeros(shape, dtype=self.dtype, device=self.device), views=views)
+        dtype = self.dtype if self._steps is None else torch.float16
+        return Cache(torch.zeros(shape, dtype=dtype, device=self.device), views=views)
 
     @torch.inference_mode()
     def prefill(self, prompt: list[int]) -> tuple[Logits, Cache]:
@@ -127,7 +88,7 @@ class Decoder:
         return self._forward(tokens, cache, self._wpe[: len(prompt)], None), cache
 
     @torch.inference_mode()
-    def step(self, tokens_B: torch.Tensor, cache: Cache) -> Logits:
+    def step(self, tokens_B: torch.Tensor, cache: Cache, threads: int = 1) -> Logits:
         """Logits (B, V) after one more token a row; its keys and values are kept.
 
         They are the first result plus the second, (B,) in fp32: in half precision, logits near
@@ -135,6 +96,8 @@ class Decoder:
         therefore kept apart, and what is rounded is small.
         """
         cache.grow()
+        if self._steps is not None:
+            return self._steps(tokens_B, cache, threads)
         return self._forward(tokens_B[:, None], cache, self._wpe[cache.length], None)
 
     @torch.inference_mode()
@@ -166,7 +129,7 @@ class Decoder:
                 both[..., cache.length : end, :] = qkv[1:]
             else:
                 both.index_copy_(3, position, qkv[1:])
-            if s > 1:  # a prompt in an empty cache
+            if cache.length == 0 and position is None:  # a prompt
                 out_BHSD = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)
             else:
                 read = both[..., :end, :] if views else both
@@ -197,6 +160,10 @@ class _Block:
         self.out = _laid_out(out.weight.T, out.bias, dtype)
         self.up = _laid_out(up.weight.T, up.bias, dtype, activation)
         self.down = _laid_out(down.weight.T, down.bias, dtype)
+
+    def layers(self) -> tuple[Any, ...]:
+        """In the order of a step."""
+        return self.norm_1, self.qkv, self.out, self.norm_2, self.up, self.down
 
 
 def _laid_out(

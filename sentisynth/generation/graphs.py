@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from sentisynth.config.synthesis import SamplingConfig
-from sentisynth.generation.gpt2 import Cache, Decoder, Logits
+from sentisynth.generation.cache import Cache
+from sentisynth.generation.gpt2 import Decoder, Logits
 from sentisynth.generation.likeliest import History
 from sentisynth.generation.sampling import (
     draw,

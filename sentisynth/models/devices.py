@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from sentisynth.errors import ModelError, PlacementError
+from sentisynth.models.kernels import library
 
 # of control groups: version 2 and version 1, as a container sees its own
 _MEMORY_LIMITS = (
@@ -50,6 +51,15 @@ class DeviceFacts:
     """Bytes in all."""
     precision: str
     """What `auto` comes to in generation and verification: fp32, bf16 or fp16."""
+    has_kernels: bool = False
+    """Whether our own kernels for bytes are compiled there, and the CPU has what they need."""
+
+    def named(self, precision: str) -> str:
+        """What decides the bytes of what is computed on it in a precision."""
+        name = self.name or self.kind
+        return (
+            f"{name} with kernels of our own" if precision == "int8" and self.has_kernels else name
+        )
 
     def verification(self, precision: str) -> str:
         """What a teacher computes in on it under `synthesis.precision`: int8 is of generation
@@ -70,7 +80,10 @@ def device_facts(device: torch.device | None = None) -> DeviceFacts:
         name, memory = found.name, found.total_memory
     else:
         name, memory = _cpu_name(), _memory()
-    return DeviceFacts(kind=device.type, name=name, memory=memory, precision=precision)
+    has_kernels = device.type == "cpu" and library() is not None
+    return DeviceFacts(
+        kind=device.type, name=name, memory=memory, precision=precision, has_kernels=has_kernels
+    )
 
 
 def _memory() -> int:

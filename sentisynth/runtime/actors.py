@@ -245,8 +245,8 @@ def _as_planned(config: RunConfig, planned: Arithmetic | None) -> RunConfig:
         return config
     from sentisynth.models.devices import device_facts
 
-    (device, precision), facts = planned, device_facts()
-    found = facts.name or facts.kind
+    device, precision = planned
+    found = device_facts().named(precision)
     if found != device:
         raise PlacementError(
             f"an actor was placed on {found}, and this pool is made on {device}: another device "
