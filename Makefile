@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FLOWS := tests/flows tests/runtime tests/config
-KERNELS := $(wildcard sentisynth/models/kernels/*.h sentisynth/models/kernels/*.cpp)
+KERNELS := $(wildcard sentisynth/models/*.h sentisynth/models/*.cpp)
 
 .PHONY: install demo check test test-flows test-parts test-slow test-chaos test-gpu chaos audit clean
 
@@ -60,4 +60,4 @@ audit: install
 	.audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 clean:
-	rm -rf $(VENV) .audit build dist *.egg-info
+	rm -rf $(VENV) .audit build dist *.egg-info sentisynth_kernels.*.so

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sentisynth.models.kernels import library
+
 
 def limits(threads: int) -> dict[str, float]:
     """Measured: TFLOP/s of products at 256 rows with laid-out weights, and bytes a second."""
@@ -25,8 +27,8 @@ def limits(threads: int) -> dict[str, float]:
             seconds = best(partial(layer, x), device)
             found[f"{name} TFLOP/s"] = 2 * size * 768 * 3072 / seconds / 1e12
         if multiplies_int8(device.type):
-            product = Int8Linear(torch.randn(3072, 768), None).product
-            seconds = best(partial(product, torch.ones(size, 768, dtype=torch.uint8)), device)
+            product = Int8Linear(torch.randn(3072, 768), None)  # with the rounding of its rows
+            seconds = best(partial(product, torch.randn(size, 768)), device)
             found["int8 TFLOP/s"] = 2 * size * 768 * 3072 / seconds / 1e12
         source = torch.ones(2**27, dtype=torch.float32, device=device)
         found["GB/s"] = source.nbytes / best(source.sum, device, 5) / 1e9
@@ -58,7 +60,7 @@ def limit(
     rate = half if precision == "fp16" else precision
     if f"{rate} TFLOP/s" not in measured:
         return math.nan
-    size = 2 if rate == "bf16" else 4
+    size = 2 if rate == "bf16" or (precision == "int8" and library() is not None) else 4
     products = 2 * parameters * batch / (measured[f"{rate} TFLOP/s"] * 1e12)
     bytes_each = {"fp32": 4, "int8": 1}.get(precision, 2)
     weights = parameters * bytes_each / (measured["GB/s"] * 1e9)

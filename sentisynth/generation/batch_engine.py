@@ -3,7 +3,8 @@
 The prompt is computed once for all rows, keys and values lie in one piece, the sampler sorts the
 vocabulary only where top-k is off or large, and rows that have ended leave the batch. On a GPU the
 steps are recorded and replayed (`graphs`); on a CPU each thread has rows of its own, since a step
-is many small operations and threads that meet after each of them wait for the slowest.
+is many small operations and threads that meet after each of them wait for the slowest. Of few rows
+they share each step, where it is one call of our kernels.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -70,10 +71,10 @@ class BatchEngine:
         parts = uniforms_BS.chunk(min(self._threads, max(1, unit.size // _LEAST_ROWS_A_THREAD)))
         if self._graphs is not None or (len(parts) == 1 and not self._shares_steps):
             return self._rows(prompt, logits, prefix, uniforms_BS, sampling)
-        threads = self._threads // len(parts) if self._shares_steps else 1
+        shares = [len(x) for x in torch.arange(self._threads).tensor_split(len(parts))]
         tasks = [
             self._workers.submit(self._rows, prompt, logits, prefix, part, sampling, threads)
-            for part in parts
+            for part, threads in zip(parts, shares, strict=True)
         ]
         return [row for task in tasks for row in task.result()]
 

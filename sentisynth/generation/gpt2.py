@@ -48,12 +48,13 @@ class Decoder:
         self.dtype = working_dtype(dtype, self.device)
         self.positions, self._heads = config.n_positions, config.n_head
         self._width, self._epsilon = config.n_embd // config.n_head, config.layer_norm_epsilon
-        self._wte, self._wpe = body.wte.weight.to(self.dtype), body.wpe.weight.to(self.dtype)
+        self._wte, self._wpe = (_owned(x.weight, self.dtype) for x in (body.wte, body.wpe))
         self._blocks = [
             _Block(block.to(self.dtype), config.activation_function, self._width, dtype)
             for block in body.h
         ]
-        self._norm = (body.ln_f.weight.to(self.dtype), body.ln_f.bias.to(self.dtype))
+        norm = body.ln_f
+        self._norm = (_owned(norm.weight, self.dtype), _owned(norm.bias, self.dtype))
         unembed_VE = model.lm_head.weight.detach().float()
         self._mean_E: torch.Tensor | None = None
         if self.dtype != torch.float32 or dtype == torch.int8:
@@ -93,7 +94,8 @@ class Decoder:
 
         They are the first result plus the second, (B,) in fp32: in half precision, logits near
         −100, as GPT-2 has them, would be rounded to the half; the mean over the vocabulary is
-        therefore kept apart, and what is rounded is small.
+        therefore kept apart, and what is rounded is small. The next step with the same cache may
+        write over the first. So many threads share the work where `threads_share_steps`.
         """
         cache.grow()
         if self._steps is not None:
@@ -149,8 +151,9 @@ class Decoder:
 
 class _Block:
     def __init__(self, block: Any, activation: str, width: int, dtype: torch.dtype) -> None:
-        self.norm_1 = (block.ln_1.weight, block.ln_1.bias)
-        self.norm_2 = (block.ln_2.weight, block.ln_2.bias)
+        self.norm_1, self.norm_2 = (
+            (_owned(norm.weight), _owned(norm.bias)) for norm in (block.ln_1, block.ln_2)
+        )
         attention = block.attn
         scales = torch.ones_like(attention.c_attn.bias)
         scales[: len(scales) // 3] = width**-0.5  # queries come scaled
@@ -164,6 +167,11 @@ class _Block:
     def layers(self) -> tuple[Any, ...]:
         """In the order of a step."""
         return self.norm_1, self.qkv, self.out, self.norm_2, self.up, self.down
+
+
+def _owned(parameter: torch.Tensor, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Its numbers, in one piece; they stay where they are if the parameter is given others."""
+    return parameter.detach().to(dtype or parameter.dtype).contiguous()
 
 
 def _laid_out(

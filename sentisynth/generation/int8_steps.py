@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sentisynth.generation.cache import Cache
-from sentisynth.models.kernels import ACTIVATIONS, LinearArguments, address, int64, library
+from sentisynth.models.kernels import ACTIVATIONS, LinearArguments, address, called, int64, library
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -68,7 +68,7 @@ class Int8Steps:
     `layers` are, of each block, its first norm, `Int8Linear` of queries (scaled), keys and values,
     of the output, the second norm, and `Int8Linear` of both products of the MLP; `head` the last
     norm, the unembedding without the mean of its rows, and this mean (E,). Norms are pairs of
-    weight and bias (E,), all in fp32.
+    weight and bias (E,), all in fp32 and in one piece.
     """
 
     def __init__(
@@ -79,7 +79,8 @@ class Int8Steps:
         layers: Sequence[tuple[Any, ...]],
         head: tuple[Any, Any, Any],
     ) -> None:
-        self._kept = (wte_VE, wpe_SE, layers, head)  # of what addresses are taken
+        self._wpe_SE = wpe_SE
+        self._kept = (wte_VE, layers, head)  # of what addresses are taken, too
         self._layers = (_Layer * len(layers))()
         for made, (norm_1, qkv, out, norm_2, up, down) in zip(self._layers, layers, strict=True):
             made.norm_1, made.norm_2 = _norm(norm_1), _norm(norm_2)
@@ -101,14 +102,19 @@ class Int8Steps:
         )
 
     def __call__(self, tokens_B: torch.Tensor, cache: Cache, threads: int) -> _Pair:
-        b = len(tokens_B)
-        assert cache.length < cache.both.shape[4]  # kernels do not look
+        b, positions = len(tokens_B), len(self._wpe_SE)
+        assert b == cache.both.shape[2]
+        assert cache.length < min(positions, cache.both.shape[4])
+        assert tokens_B.dtype == torch.int64
+        assert cache.both.dtype == torch.float16
         if cache.logits is None:
             cache.logits = torch.empty(b, self._model.unembed.n_out)
+        assert b <= len(cache.logits)  # kernels look at nothing
         logits_BV, shift_B = cache.logits[:b], torch.empty(b)
         tokens_B, (*strides, _, _) = tokens_B.contiguous(), cache.both.stride()
         kept = _Cache(address(cache.both), *strides, cache.length)
-        library().sentisynth_gpt2_step(
+        called(
+            "sentisynth_gpt2_step",
             ctypes.byref(self._model),
             address(tokens_B),
             *int64(b),

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from sentisynth.errors import ModelError, PlacementError
-from sentisynth.models.kernels import library
+from sentisynth.models.kernels import VERSION, library
 
 # of control groups: version 2 and version 1, as a container sees its own
 _MEMORY_LIMITS = (
@@ -57,9 +57,8 @@ class DeviceFacts:
     def named(self, precision: str) -> str:
         """What decides the bytes of what is computed on it in a precision."""
         name = self.name or self.kind
-        return (
-            f"{name} with kernels of our own" if precision == "int8" and self.has_kernels else name
-        )
+        is_own = precision == "int8" and self.has_kernels
+        return f"{name} with kernels {VERSION} of our own" if is_own else name
 
     def verification(self, precision: str) -> str:
         """What a teacher computes in on it under `synthesis.precision`: int8 is of generation

@@ -15,6 +15,7 @@ from sentisynth.models.kernels import (
     BLOCK,
     LinearArguments,
     address,
+    called,
     int64,
     library,
 )
@@ -55,6 +56,7 @@ class Int8Linear(nn.Module):
         self, rounded: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None
     ) -> None:
         n_out, n_in = rounded.shape
+        assert n_in < 2**17  # beyond, sums may need more than 32 bits
         more_out, more_in = -n_out % BLOCK, -n_in % 4
         blocks = F.pad(rounded, (0, more_in, 0, more_out)).unflatten(0, (-1, BLOCK))
         blocks = blocks.unflatten(2, (-1, 4)).transpose(1, 2).contiguous()
@@ -80,12 +82,15 @@ class Int8Linear(nn.Module):
         return y if residual is None else y.add_(residual)
 
     def _by_kernels(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        assert x.dim() == 2
+        assert x.shape[1] == self.arguments.n_in
+        assert x.dtype == torch.float32
         x = x.contiguous()
         residual = None if residual is None else residual.contiguous()
         y = x.new_empty(len(x), self._out)
         rows, threads = int64(len(x), torch.get_num_threads())
         arguments = (address(x), rows, address(residual), address(y), threads)
-        library().sentisynth_linear(ctypes.byref(self.arguments), *arguments)
+        called("sentisynth_linear", ctypes.byref(self.arguments), *arguments)
         return y
 
 

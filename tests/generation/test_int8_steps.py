@@ -65,14 +65,16 @@ def logits(decoder: Decoder, rows: int, *, threads: int = 1) -> torch.Tensor:
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("activation", ["gelu_new", "relu"])
 @pytest.mark.parametrize("rows", [1, 13])
+@pytest.mark.parametrize(
+    "shape", [{}, {"activation_function": "relu"}, {"n_embd": 90, "n_head": 1, "n_inner": 50}]
+)
 @torch.inference_mode()
 def test_a_step_is_what_its_layers_are(
-    monkeypatch: pytest.MonkeyPatch, rows: int, activation: str
+    monkeypatch: pytest.MonkeyPatch, rows: int, shape: dict[str, object]
 ) -> None:
     """But for a rounding here and there that falls to the other side: as near to fp32 as they."""
-    of = model(activation_function=activation)
+    of = model(**shape)
     wanted = logits(Decoder(copy.deepcopy(of), torch.float32), rows)
     theirs = logits(by_layers(monkeypatch, of), rows)
     ours = logits(Decoder(copy.deepcopy(of), torch.int8), rows)

@@ -130,5 +130,5 @@ def test_kernels_that_cannot_be_used_are_left(monkeypatch: pytest.MonkeyPatch, t
 
 def test_a_device_is_named_with_what_gives_other_bytes() -> None:
     facts = DeviceFacts(kind="cpu", name="", memory=1, precision="fp32", has_kernels=True)
-    assert facts.named("int8") == "cpu with kernels of our own" and facts.named("fp32") == "cpu"
+    assert facts.named("int8") == "cpu with kernels 1 of our own" and facts.named("fp32") == "cpu"
     assert replace(facts, has_kernels=False).named("int8") == "cpu"

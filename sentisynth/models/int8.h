@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <exception>
 #include <limits>
 #include <sched.h>
 #include <thread>
@@ -42,6 +43,14 @@ inline __mmask16 lanes(int64_t left) {
   return left >= kLanes ? 0xFFFF : static_cast<__mmask16>((1u << left) - 1u);
 }
 
+// The sum of the lanes, in an order that no compiler chooses.
+inline float sum_of(__m512 x) {
+  const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
 // e^x, of x above -87, to about 1e-7 of itself: 2^n times a polynomial of degree 6 on [-ln 2 / 2, ln 2 / 2].
 inline __m512 exponential(__m512 x) {
   // of two the second where one is no number
@@ -65,7 +74,7 @@ inline __m512 gelu_tanh(__m512 y) {
   return _mm512_div_ps(y, _mm512_add_ps(one, exponential(u)));
 }
 
-// Rows in 8 bits: `stride` bytes a row, of which those after `in` are zero.
+// Rows in 8 bits: `stride` bytes a row, of which those up to the next 16 after `in` are zero.
 struct Rows {
   int8_t* bytes;
   float* scale;
@@ -89,8 +98,8 @@ inline void quantize(const float* x, int64_t n, const Rows& to, int64_t row) {
   const __m512 divisor = _mm512_set1_ps(scale);
   int8_t* bytes = to.bytes + row * to.stride;
   __m512i sum = _mm512_setzero_si512();
-  for (int64_t i = 0; i < to.stride; i += kLanes) {
-    const __mmask16 mask = i < n ? lanes(n - i) : 0;
+  for (int64_t i = 0; i < n; i += kLanes) {
+    const __mmask16 mask = lanes(n - i);
     const __m512 value = _mm512_div_ps(_mm512_maskz_loadu_ps(mask, x + i), divisor);
     const __m512i rounded = odd ? _mm512_setzero_si512() : _mm512_cvtps_epi32(value);
     sum = _mm512_add_epi32(sum, rounded);
@@ -166,12 +175,24 @@ inline void product(const Linear& w, const Rows& x, int64_t rows, int64_t begin,
 // Threads that work on the same step and wait for each other between its parts.
 class Team {
  public:
-  explicit Team(int64_t n) : n_(n) {}
+  explicit Team(int64_t most) : most_(most) {}
 
+  // `work(thread)` by as many threads as can be had, this one among them.
   template <typename Work>
   void run(const Work& work) {
     std::vector<std::thread> others;
-    for (int64_t i = 1; i < n_; i++) others.emplace_back([&work, i] { work(i); });
+    others.reserve(most_ - 1);
+    std::atomic<bool> begun{false};
+    try {
+      for (int64_t i = 1; i < most_; i++)
+        others.emplace_back([&work, &begun, i] {
+          pause_until([&begun] { return begun.load(std::memory_order_acquire); });
+          work(i);
+        });
+    } catch (const std::exception&) {  // no more threads: the others do the work
+    }
+    n_ = static_cast<int64_t>(others.size()) + 1;
+    begun.store(true, std::memory_order_release);
     work(0);
     for (auto& other : others) other.join();
   }
@@ -184,8 +205,7 @@ class Team {
       turn_.store(turn + 1, std::memory_order_release);
       return;
     }
-    for (int64_t spins = 0; turn_.load(std::memory_order_acquire) == turn; spins++)
-      spins < 4096 ? _mm_pause() : static_cast<void>(sched_yield());
+    pause_until([this, turn] { return turn_.load(std::memory_order_acquire) != turn; });
   }
 
   // The part of `total` that is this thread's.
@@ -193,7 +213,18 @@ class Team {
   int64_t end(int64_t thread, int64_t total) const { return total * (thread + 1) / n_; }
 
  private:
-  const int64_t n_;
+  template <typename Is>
+  static void pause_until(const Is& is) {
+    for (int64_t spins = 0; !is(); spins++)
+      if (spins < kSpins)
+        _mm_pause();
+      else
+        sched_yield();
+  }
+
+  static constexpr int64_t kSpins = 256;  // some ten microseconds
+  const int64_t most_;
+  int64_t n_ = 1;
   std::atomic<int64_t> arrived_{0};
   std::atomic<int64_t> turn_{0};
 };

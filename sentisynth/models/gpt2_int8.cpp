@@ -65,14 +65,14 @@ void normed(const float* x, int64_t n, const Norm& norm, double epsilon, float* 
   __m512 sum = _mm512_setzero_ps();
   for (int64_t i = 0; i < n; i += kLanes)
     sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes(n - i), x + i));
-  const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / n);
+  const __m512 mean = _mm512_set1_ps(sum_of(sum) / n);
   __m512 squares = _mm512_setzero_ps();
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 mask = lanes(n - i);
     const __m512 off = _mm512_maskz_sub_ps(mask, _mm512_maskz_loadu_ps(mask, x + i), mean);
     squares = _mm512_fmadd_ps(off, off, squares);
   }
-  const double variance = _mm512_reduce_add_ps(squares) / n;
+  const double variance = sum_of(squares) / n;
   const __m512 factor = _mm512_set1_ps(static_cast<float>(1 / std::sqrt(variance + epsilon)));
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 mask = lanes(n - i);
@@ -89,17 +89,20 @@ float dot(const float* x, const float* y, int64_t n) {
     const __mmask16 mask = lanes(n - i);
     sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_maskz_loadu_ps(mask, y + i), sum);
   }
-  return _mm512_reduce_add_ps(sum);
+  return sum_of(sum);
 }
 
 __m512 half(const uint16_t* x, __mmask16 mask) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, x));
 }
 
+// The largest that fp16 knows in place of what is larger.
 void keep_half(const float* x, int64_t n, uint16_t* to) {
+  const __m512 most = _mm512_set1_ps(65504.0f), least = _mm512_set1_ps(-65504.0f);
   for (int64_t i = 0; i < n; i += kLanes) {
     const __mmask16 mask = lanes(n - i);
-    const __m256i halves = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(mask, x + i), 0);
+    const __m512 value = _mm512_maskz_loadu_ps(mask, x + i);
+    const __m256i halves = _mm512_cvtps_ph(_mm512_min_ps(most, _mm512_max_ps(least, value)), 0);
     _mm256_mask_storeu_epi16(to + i, mask, halves);
   }
 }
@@ -114,7 +117,7 @@ void attend(const float* query, const uint16_t* keys, const uint16_t* values, in
       const __mmask16 mask = lanes(d - i);
       sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, query + i), half(keys + s * d + i, mask), sum);
     }
-    scores[s] = _mm512_reduce_add_ps(sum);
+    scores[s] = sum_of(sum);
     largest = scores[s] > largest ? scores[s] : largest;
   }
   __m512 total = _mm512_setzero_ps();
@@ -125,7 +128,7 @@ void attend(const float* query, const uint16_t* keys, const uint16_t* values, in
     _mm512_storeu_ps(scores + s, part);
     total = _mm512_add_ps(total, part);
   }
-  const __m512 inverse = _mm512_set1_ps(1 / _mm512_reduce_add_ps(total));
+  const __m512 inverse = _mm512_set1_ps(1 / sum_of(total));
   for (int64_t i = 0; i < d; i += kBlock) {
     __m512 sums[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
     __mmask16 masks[4];
@@ -239,30 +242,40 @@ class Step {
 
 extern "C" {
 
-// Raised with every change of what the functions below are given.
+// Raised with every change of what the functions below are given, or of a bit of what they give.
 int sentisynth_version() { return 1; }
 
-// y (rows, out) = activation(x W^T + b) + residual; x (rows, in), and a residual or none.
-void sentisynth_linear(const sentisynth::Linear* w, const float* x, int64_t rows,
-                       const float* residual, float* y, int64_t threads) {
+// y (rows, out) = activation(x W^T + b) + residual; x (rows, in), and a residual or none. Not 0
+// where there is no memory.
+int sentisynth_linear(const sentisynth::Linear* w, const float* x, int64_t rows,
+                      const float* residual, float* y, int64_t threads) try {
   using namespace sentisynth;
   const int64_t stride = stride_of(w->in), blocks = blocks_of(*w);
   std::vector<int8_t> bytes(rows * stride);
   std::vector<float> scale(rows);
   std::vector<int32_t> sum(rows);
   const Rows quantized{bytes.data(), scale.data(), sum.data(), stride};
-  for (int64_t b = 0; b < rows; b++) quantize(x + b * w->in, w->in, quantized, b);
   Team team(threads);
   team.run([&](int64_t t) {
+    for (int64_t b = team.begin(t, rows); b < team.end(t, rows); b++)
+      quantize(x + b * w->in, w->in, quantized, b);
+    team.wait();
     product(*w, quantized, rows, team.begin(t, blocks), team.end(t, blocks), y, residual);
   });
+  return 0;
+} catch (const std::exception&) {
+  return 1;
 }
 
-// One token more a row: logits (B, V) without, and shift (B,), their mean, apart.
-void sentisynth_gpt2_step(const sentisynth::Model* model, const int64_t* tokens, int64_t rows,
-                          const sentisynth::Cache* cache, float* logits, float* shift,
-                          int64_t threads) {
+// One token more a row: logits (B, V) without, and shift (B,), their mean, apart. Not 0 where there
+// is no memory.
+int sentisynth_gpt2_step(const sentisynth::Model* model, const int64_t* tokens, int64_t rows,
+                         const sentisynth::Cache* cache, float* logits, float* shift,
+                         int64_t threads) try {
   sentisynth::Step(*model, tokens, rows, *cache, logits, shift, threads)();
+  return 0;
+} catch (const std::exception&) {
+  return 1;
 }
 
 }  // extern "C"
