@@ -26,6 +26,8 @@ mkdir -p "$HOME/.ray"
 RAY_AUTH_TOKEN_PATH=$(mktemp "$HOME/.ray/job-$SLURM_JOB_ID-XXXXXX")
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$RAY_AUTH_TOKEN_PATH"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH RAY_USAGE_STATS_ENABLED=0
+# what a job that was cut off leaves in /tmp/ray keeps another user's Ray from starting on that node
+export RAY_TMPDIR=${RAY_TMPDIR:-/tmp/ray-$SLURM_JOB_ID}
 export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=600  # a .venv on a shared file system starts slowly
 ended=$RAY_AUTH_TOKEN_PATH.status
 trap 'rm -f "$RAY_AUTH_TOKEN_PATH" "$ended"' EXIT

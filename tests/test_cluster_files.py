@@ -199,7 +199,8 @@ STUBS = {
     "ray": """echo "$@" > "$STUBS/ray.txt"
         [[ -e $STUBS/broken ]] && exit 0
         while [[ $1 != -- ]]; do shift; done; shift; "$@"; exit "${RAY_ENDS:-$?}\"""",
-    "sentisynth": 'echo "$@" > "$STUBS/ran.txt"; exit "${ENDS:-0}"',
+    "sentisynth": """\
+        echo "$@" > "$STUBS/ran.txt"; echo "$RAY_TMPDIR" > "$STUBS/tmp.txt"; exit "${ENDS:-0}\"""",
 }
 
 
@@ -236,6 +237,7 @@ def test_a_slurm_job_ends_with_the_status_of_its_command(tmp_path: Path) -> None
     stubs = tmp_path / ".venv" / "bin"
     assert (stubs / "ran.txt").read_text() == "run sst2 data.source=a b\n"
     assert "--address 10.0.0.1:20007 " in (stubs / "ray.txt").read_text()
+    assert (stubs / "tmp.txt").read_text() == "/tmp/ray-7\n"  # of this job alone
     assert slurm(tmp_path, "run", "sst2", ENDS="2").returncode == 2
     assert slurm(tmp_path, "run", "sst2", RAY_ENDS="9").returncode == 0  # a lost node
     (stubs / "broken").touch()
