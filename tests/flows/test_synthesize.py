@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sentisynth.config.load import load_config
 from sentisynth.data import pool as pool_module
 from sentisynth.flows import synthesize
 from tests.data.pools import configured, fill, recovered
@@ -50,3 +51,31 @@ def test_what_was_there_is_counted_though_no_unit_comes(
     stream: Any = Quiet()
     synthesize._run(session, config, placement, reader, stream, log, set())
     assert reader.all_full and not reader.is_behind
+
+
+@pytest.mark.parametrize(
+    ("overrides", "has_kernels", "is_begun", "is_told"),
+    [
+        ([], True, False, True),
+        ([], True, True, False),  # a pool that was begun stays what it is
+        ([], False, False, False),
+        (["synthesis.precision=fp32"], True, False, False),
+    ],
+)
+def test_a_faster_precision_is_named(
+    overrides: list[str], has_kernels: bool, is_begun: bool, is_told: bool
+) -> None:
+    told: list[str] = []
+    session: Any = SimpleNamespace(
+        config=load_config("quickstart", overrides),
+        devices=[SimpleNamespace(has_kernels=has_kernels)],
+        console=SimpleNamespace(event=lambda *_, **__: None, note=told.append),
+    )
+    decided = {
+        "engine": "batch",
+        "unit_size": 8,
+        "precision": ["fp32", "fp32"],
+        "devices": ["cpu", "cpu"],
+    }
+    synthesize._tell_engine(session, decided, is_begun=is_begun)
+    assert ["precision=int8 would generate faster" in line for line in told] == [True] * is_told
