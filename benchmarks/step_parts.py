@@ -1,11 +1,11 @@
 """Where a decoding step of ours in int8 goes, by parts that are timed alone.
 
-    python benchmarks/step_parts.py [--rows 128] [--threads 1] [--repeats 20] [--json FILE]
+    python benchmarks/step_parts.py [--rows 128] [--repeats 20] [--json FILE]
 
-GPT-2 small's shape with random weights; 128 rows on one thread are a half of a batch of 256 on two.
-`products` are all of the linear layers of a step with the rounding of
-their rows, `cache` what a step takes longer at the middle of 64 new tokens than at the first,
-`sampler` what turns logits into a token; `rest` is what is left of the step. Medians.
+GPT-2 small's shape, random weights, one thread; 128 rows are its half of a batch of 256 on two.
+`products` are all of the linear layers of a step with the rounding of their rows, `cache` what a
+step takes longer at the middle of 64 new tokens than at the first, `sampler` what turns logits into
+a token; `rest` is what is left of the step, below zero where the parts took longer alone. Medians.
 """
 
 import argparse
@@ -30,13 +30,12 @@ from sentisynth.models.int8 import Int8Linear
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     with torch.inference_mode():
-        calls = parts(arguments.rows, arguments.threads)
+        calls = parts(arguments.rows)
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(arguments.repeats):
             for name, call in calls.items():
@@ -54,13 +53,13 @@ def main() -> None:
     }
     for name, of in found.items():
         print(f"{name:<10}{of:8.2f} ms {100 * of / whole:5.0f} %")
-    print(f"{'step':<10}{whole:8.2f} ms, {arguments.rows} rows, {arguments.threads} threads")
+    print(f"{'step':<10}{whole:8.2f} ms, {arguments.rows} rows, one thread")
     if arguments.json:
-        shape = {"rows": arguments.rows, "threads": arguments.threads, "ms": found, "step": whole}
+        shape = {"rows": arguments.rows, "ms": found, "step": whole}
         arguments.json.write_text(json.dumps({**environment(), **shape}, indent=1) + "\n")
 
 
-def parts(rows: int, threads: int) -> dict[str, Callable[[], object]]:
+def parts(rows: int) -> dict[str, Callable[[], object]]:
     """Calls of which each is timed."""
     torch.manual_seed(0)
     decoder = Decoder(GPT2LMHeadModel(GPT2Config()).eval(), torch.int8)
@@ -78,7 +77,7 @@ def parts(rows: int, threads: int) -> dict[str, Callable[[], object]]:
 
     def step(length: int) -> None:
         cache.length = length
-        decoder.step(tokens, cache, threads)
+        decoder.step(tokens, cache)
 
     def sample() -> None:
         draw(
