@@ -72,8 +72,8 @@ def test_a_row_whose_logits_are_not_finite_is_none_and_the_others_stay(mini, mon
     engine = BatchEngine(*mini, torch.float32)
     wanted, step = engine(PROMPT, Unit(0, 0, 8), 1, SAMPLING), engine._decoder.step
 
-    def broken(tokens, cache):
-        logits_BV, shift_B = step(tokens, cache)
+    def broken(tokens, cache, threads):
+        logits_BV, shift_B = step(tokens, cache, threads)
         if cache.length == len(PROMPT) + 2:
             logits_BV[3] = float("nan")
         return logits_BV, shift_B
