@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sentisynth.generation.cache import Cache
-from sentisynth.models.kernels import ACTIVATIONS, LinearArguments, address, called, int64, library
+from sentisynth.models.kernels import ACTIVATIONS, LinearArguments, address, called, library
 
 _Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -117,11 +117,11 @@ class Int8Steps:
             "sentisynth_gpt2_step",
             ctypes.byref(self._model),
             address(tokens_B),
-            *int64(b),
+            ctypes.c_int64(b),
             ctypes.byref(kept),
             address(logits_BV),
             address(shift_B),
-            *int64(threads),
+            ctypes.c_int64(threads),
         )
         cache.length += 1
         return logits_BV, shift_B

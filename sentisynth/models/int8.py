@@ -16,7 +16,6 @@ from sentisynth.models.kernels import (
     LinearArguments,
     address,
     called,
-    int64,
     library,
 )
 from sentisynth.models.linear import activated
@@ -88,7 +87,7 @@ class Int8Linear(nn.Module):
         x = x.contiguous()
         residual = None if residual is None else residual.contiguous()
         y = x.new_empty(len(x), self._out)
-        rows, threads = int64(len(x), torch.get_num_threads())
+        rows, threads = ctypes.c_int64(len(x)), ctypes.c_int64(torch.get_num_threads())
         arguments = (address(x), rows, address(residual), address(y), threads)
         called("sentisynth_linear", ctypes.byref(self.arguments), *arguments)
         return y

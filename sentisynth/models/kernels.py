@@ -51,11 +51,6 @@ def called(name: str, *arguments: Any) -> None:
         raise MemoryError(name)
 
 
-def int64(*numbers: int) -> list[ctypes.c_int64]:
-    """Numbers as the kernels take them."""
-    return [ctypes.c_int64(number) for number in numbers]
-
-
 def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
     """Of the first element; null of none."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
